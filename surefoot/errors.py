@@ -1,0 +1,38 @@
+"""The errors a user can meet: one line each, saying what, where, and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SurefootError(Exception):
+    """Base of every error that Surefoot raises on purpose; `status` is the command's exit status."""
+
+    status = 1
+
+
+class InputError(SurefootError, ValueError):
+    """Wrong usage or bad input (exit status 2)."""
+
+    status = 2
+
+
+class GuardStop(SurefootError):
+    """A guard stopped the training; a checkpoint is kept (exit status 3)."""
+
+    status = 3
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for a misspelt name: `"; did you mean 'grpo'?"`, or the known names when nothing is near.
+
+    >>> nearest("gpro", ["grpo", "rloo"])
+    "; did you mean 'grpo'?"
+    """
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"; known: {shown}" if names else ""

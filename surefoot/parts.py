@@ -1,0 +1,110 @@
+"""What a part is: a small frozen object with one `__call__`, and the columns it reads and adds.
+
+A `Method` is data: one part a slot. The trainer unions what the parts read, computes each column once, and runs
+the slots in this order:
+
+    once a batch, detached   prompts -> rollout -> reward -> advantage -> select
+    every minibatch, live    surrogate + regularizers, weighted by aggregate, then one backward pass
+    after the update         controllers
+
+A part with memory keeps it in `self.memory`, a dict of plain numbers, lists and tensors; a run starts with
+`Method.fresh()`, which gives every part its own empty memory, and checkpoints carry it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from surefoot.rollouts import Rollouts
+
+P = TypeVar("P", bound="Part")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Base of every part. Subclasses are frozen dataclasses whose defaults are their paper's.
+
+    Attributes:
+        reads: columns that must be in the table when the part is called (a class attribute, or a property where
+            it depends on the part's fields: a KL with coefficient 0 reads nothing).
+        adds: columns that the part returns beside its main result; a part that adds columns returns a dict.
+        memory: what the part remembers between calls, saved in checkpoints; never part of its identity.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    adds: ClassVar[tuple[str, ...]] = ()
+    memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False, kw_only=True)
+
+    def fresh(self: P) -> P:
+        """A copy with empty memory, here and in every part inside it."""
+        changed = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "memory":
+                continue
+            if isinstance(value, Part):
+                changed[f.name] = value.fresh()
+            elif isinstance(value, tuple) and any(isinstance(v, Part) for v in value):
+                changed[f.name] = tuple(v.fresh() if isinstance(v, Part) else v for v in value)
+        return replace(self, **changed)
+
+    def having(self: P, **changes: Any) -> P:
+        """A copy with other field values and the same memory (what a controller does to a coefficient)."""
+        new = replace(self, **changes)
+        object.__setattr__(new, "memory", self.memory)
+        return new
+
+    def state_dict(self) -> dict[str, Any]:
+        """A deep copy of the memory."""
+        return copy.deepcopy(self.memory)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put a saved memory back."""
+        self.memory.clear()
+        self.memory.update(copy.deepcopy(dict(state)))
+
+
+class Reward(Protocol):
+    """Named rewards -> one reward."""
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"]: ...
+
+
+class Advantage(Protocol):
+    """Credit of every step, detached. With `adds`, a dict that holds `advantage` and the added columns."""
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"] | dict[str, Tensor]: ...
+
+
+class Select(Protocol):
+    """Which steps train: a mask to multiply into `rollouts.mask`, after the group statistics are taken."""
+
+    def __call__(self, rollouts: Rollouts) -> Tensor: ...
+
+
+class Surrogate(Protocol):
+    """Loss of every step (or of every trajectory, [n]), to be minimised, with gradient."""
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"] | Float[Tensor, "n"]: ...
+
+
+class Aggregate(Protocol):
+    """Weight of every step's loss: the scalar loss is `sum(weights * loss)`.
+
+    Weights are taken once on the whole minibatch (or over all ranks, when `total` sums over them), so the loss is
+    the same under any split into microbatches.
+    """
+
+    def __call__(self, rollouts: Rollouts, total: Any = ...) -> Float[Tensor, "n t"]: ...
+
+
+class Controller(Protocol):
+    """Metrics in, new values of fields out: `{"regularizers.kl.coef": 0.02}`."""
+
+    def __call__(self, metrics: Mapping[str, float]) -> dict[str, float]: ...
