@@ -1,0 +1,283 @@
+"""Causal language models as policies: a step is a token."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from surefoot.errors import InputError, nearest
+from surefoot.objective.chunked import token_logp
+from surefoot.policies import llama
+from surefoot.rollout.native import Sampling, generate
+from surefoot.rollouts import Rollouts
+
+ASSETS = Path(__file__).parent.parent / "assets"
+SHIPPED = {"pebble": ASSETS / "pebble"}
+
+
+def cache_folder() -> Path:
+    """Where `surefoot fetch` keeps models: `$SUREFOOT_CACHE`, else `~/.cache/surefoot`."""
+    return Path(os.environ.get("SUREFOOT_CACHE", Path.home() / ".cache" / "surefoot"))
+
+
+def find(name: str) -> Path | str:
+    """The folder of a shipped, cached or given model; a Hugging Face id (`owner/name`) is returned as it is.
+
+    Raises:
+        InputError: no such folder, model or cached name.
+    """
+    if name in SHIPPED:
+        return SHIPPED[name]
+    for path in (Path(name).expanduser(), cache_folder() / name):
+        if (path / "config.json").is_file() or path.suffix == ".gguf" and path.is_file():
+            return path
+    if Path(name).expanduser().exists():
+        raise InputError(f"policy {name!r}: the folder holds no config.json; expected a Hugging Face model folder")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    known = [*SHIPPED, *(p.name for p in cache_folder().glob("*") if p.is_dir())]
+    raise InputError(f"policy {name!r}: no shipped or cached model, folder, or Hugging Face id{nearest(name, known)}")
+
+
+class CausalLM:
+    """A Hugging Face causal language model that samples and scores.
+
+    Args:
+        model: any `AutoModelForCausalLM`; evaluation mode is set here, so that dropout never separates sampling from
+            scoring.
+        tokenizer: its tokenizer.
+        fast: use the packed Llama path where it applies (`policies.llama`); false takes the slow twin.
+    """
+
+    kind = "causal-lm"
+    live = ("logp", "entropy", "value", "logits", "hidden")
+
+    def __init__(self, model: nn.Module, tokenizer, name: str = "model", fast: bool = True):
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.fast = fast and llama.supported(model)
+        self.value_head: nn.Linear | None = None
+        config = model.config
+        self.context = int(getattr(config, "max_position_embeddings", 1 << 20))
+        stops = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
+        stops = stops if stops is not None else tokenizer.eos_token_id
+        self.stop = list(stops) if isinstance(stops, (list, tuple)) else [stops]
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop[0]
+
+    @classmethod
+    def load(cls, name: str, lora: int = 0, dtype: torch.dtype = torch.float32, fast: bool = True) -> CausalLM:
+        """Load `pebble`, a cached name, a folder (safetensors or GGUF) or a Hugging Face id.
+
+        Args:
+            lora: rank of LoRA adapters on all linear layers (needs the `lora` extra); 0 trains everything.
+
+        Raises:
+            InputError: nothing of that name, or a folder that does not load.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = find(name)
+        kwargs, folder = {}, where
+        if isinstance(where, Path) and where.suffix == ".gguf":
+            folder, kwargs = where.parent, {"gguf_file": where.name}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs)
+        except (OSError, ValueError, KeyError, RuntimeError) as e:
+            raise InputError(f"policy {name!r}: cannot be loaded ({_first_line(e)})") from None
+        except Exception as e:  # safetensors' own error class derives from Exception alone
+            if "afetensor" not in type(e).__name__:
+                raise
+            raise InputError(f"policy {name!r}: its weights are corrupt ({_first_line(e)})") from None
+        if lora:
+            model = _with_lora(model, lora)
+        return cls(model, tokenizer, name=str(name), fast=fast)
+
+    # --- what a task gives and gets ---------------------------------------------------------------------------
+
+    def prompt_text(self, question: str) -> str:
+        """The text the model continues: its chat template where it has one, else the question and a newline."""
+        if getattr(self.tokenizer, "chat_template", None):
+            messages = [{"role": "user", "content": question}]
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return question.strip() + "\n"
+
+    def encode(self, questions: Sequence[str], room: int = 1) -> tuple[Int[Tensor, "m p"], Bool[Tensor, "m p"]]:
+        """Prompt table of the questions, padded on the left.
+
+        Raises:
+            InputError: an empty question, or one that leaves fewer than `room` tokens of the context.
+        """
+        rows = []
+        for question in questions:
+            if not question.strip():
+                raise InputError("empty prompt: expected some text")
+            ids = self.tokenizer(self.prompt_text(question), add_special_tokens=False)["input_ids"]
+            if len(ids) + room > self.context:
+                raise InputError(f"prompt of {len(ids)} tokens + {room} new ones is longer than the context of "
+                                 f"{self.context}: {question.strip()[:60]!r}")
+            rows.append(ids)
+        width = max(map(len, rows))
+        tokens = torch.tensor([[self.pad] * (width - len(r)) + r for r in rows])
+        lengths = torch.tensor([len(r) for r in rows])
+        return tokens, torch.arange(width) >= (width - lengths)[:, None]
+
+    def decode(self, tokens: Int[Tensor, "n t"], present: Bool[Tensor, "n t"]) -> list[str]:
+        """The text of each row, without special tokens."""
+        rows = [row[keep].tolist() for row, keep in zip(tokens, present, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    # --- sampling and scoring ---------------------------------------------------------------------------------
+
+    def sample(self, questions: Sequence[str], group: Int[Tensor, "n"], seeds: Int[Tensor, "n"],
+               sampling: Sampling) -> Rollouts:
+        """One trajectory for each entry of `group`, which indexes `questions`."""
+        tokens, valid = self.encode(questions, room=sampling.max_new_tokens)
+        out = generate(self.model, tokens, valid, group, seeds, sampling, self.stop, self.pad, self.fast)
+        turn = torch.where(out.present, 0, -1)
+        return Rollouts(
+            dict(tokens=out.tokens, mask=out.present, present=out.present, turn=turn, group=group, seed=seeds,
+                 prompt_tokens=tokens, prompt_mask=valid, truncated=out.truncated, rollout_logp=out.logp),
+            notes={"completion": self.decode(out.tokens, out.present)},
+        )
+
+    def score(self, rollouts: Rollouts, want: Collection[str], temperature: float = 1.0) -> dict[str, Tensor]:
+        """The wanted live columns, in one forward pass, with gradient where it is enabled; zero on padding.
+
+        `temperature` divides the logits, so that `logp` belongs to the policy that sampled (0 counts as 1).
+        """
+        unknown = set(want) - set(self.live)
+        if unknown:
+            raise InputError(f"policy {self.name!r} ({self.kind}) cannot give column {min(unknown)!r}"
+                             f"{nearest(min(unknown), self.live)}")
+        present, temperature = rollouts.present, temperature or 1.0
+        hidden = self._hidden(rollouts)
+        out: dict[str, Tensor] = {}
+        head = self.model.get_output_embeddings()
+        if "logits" in want:
+            flat = (head(hidden).float() / temperature).log_softmax(-1)
+            out["logits"] = _scatter(flat, present)
+            if "logp" in want:
+                out["logp"] = _scatter(flat.gather(1, rollouts.tokens[present][:, None])[:, 0], present)
+            if "entropy" in want:
+                out["entropy"] = _scatter(-(flat.exp() * flat).sum(-1), present)
+        elif {"logp", "entropy"} & set(want):
+            scored = token_logp(hidden, head.weight, rollouts.tokens[present], bias=head.bias,
+                                temperature=temperature, entropy="entropy" in want)
+            logp, entropy = scored if isinstance(scored, tuple) else (scored, None)
+            if "logp" in want:
+                out["logp"] = _scatter(logp, present)
+            if entropy is not None:
+                out["entropy"] = _scatter(entropy, present)
+        if "value" in want:
+            out["value"] = _scatter(self.critic()(hidden).float()[:, 0], present)
+        if "hidden" in want:
+            out["hidden"] = _scatter(hidden.float(), present)
+        return out
+
+    def _hidden(self, rollouts: Rollouts) -> Float[Tensor, "k d"]:
+        if self.fast:
+            return llama.hidden_before_steps(llama.Stack(self.model), rollouts.prompt_tokens, rollouts.prompt_mask,
+                                             rollouts.tokens, rollouts.present, rollouts.group)
+        prompts, valid = rollouts.prompt_tokens[rollouts.group], rollouts.prompt_mask[rollouts.group]
+        tokens = torch.cat([prompts, rollouts.tokens], 1)
+        mask = torch.cat([valid, rollouts.present], 1)
+        positions = (mask.long().cumsum(1) - 1).clamp_min(0)
+        out = llama.backbone(self.model)(input_ids=tokens, attention_mask=mask.long(), position_ids=positions)
+        start = prompts.shape[1] - 1
+        return out.last_hidden_state[:, start : start + rollouts.steps][rollouts.present]
+
+    def critic(self) -> nn.Linear:
+        """The value head (made, at zero, when a part first reads a value)."""
+        if self.value_head is None:
+            parameter = next(self.model.parameters())
+            head = nn.Linear(self.model.config.hidden_size, 1, device=parameter.device)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            self.value_head = head
+        return self.value_head
+
+    # --- parameters, reference, disk --------------------------------------------------------------------------
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains."""
+        heads = list(self.value_head.parameters()) if self.value_head else []
+        return [p for p in self.model.parameters() if p.requires_grad] + heads
+
+    def reference(self) -> CausalLM | LoRAOff:
+        """The policy as it is now, frozen: the same weights with the adapters off (LoRA), else a copy."""
+        if hasattr(self.model, "peft_config"):
+            return LoRAOff(self)
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model).requires_grad_(False)
+        twin.value_head = None
+        return twin
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that `load_state_dict` needs: trained weights (adapters only, under LoRA) and the value head."""
+        kept = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        state = {f"model.{n}": p for n, p in self.model.named_parameters() if n in kept}
+        if self.value_head:
+            state |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy saved weights in place."""
+        if any(n.startswith("value_head.") for n in state):
+            self.critic()
+        own = self.state_dict()
+        if set(own) != set(state):
+            odd = min(set(own) ^ set(state))
+            raise InputError(f"checkpoint: weight {odd!r} is on one side only; expected the weights of {self.name!r}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def save(self, folder: Path) -> None:
+        """Write the model in Hugging Face format (adapters merged)."""
+        model = self.model
+        if hasattr(model, "peft_config"):
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def describe(self) -> dict:
+        """Facts for the report."""
+        return {"kind": self.kind, "name": self.name, "parameters": sum(p.numel() for p in self.model.parameters()),
+                "trained": sum(p.numel() for p in self.parameters()), "context": self.context, "fast": self.fast}
+
+
+class LoRAOff:
+    """A reference that costs no memory: the policy's own weights with the adapters switched off."""
+
+    def __init__(self, policy: CausalLM):
+        self._policy = policy
+
+    def score(self, rollouts: Rollouts, want: Collection[str], temperature: float = 1.0) -> dict[str, Tensor]:
+        with self._policy.model.disable_adapter():
+            return self._policy.score(rollouts, want, temperature)
+
+
+def _with_lora(model: nn.Module, rank: int) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise InputError("lora: peft is not installed; pip install 'surefoot[lora]'") from None
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def _scatter(flat: Tensor, present: Bool[Tensor, "n t"]) -> Tensor:
+    """Values of the present steps back on the [n t] grid, zero elsewhere."""
+    grid = flat.new_zeros(present.numel(), *flat.shape[1:])
+    return grid.index_copy(0, present.flatten().nonzero().flatten(), flat).unflatten(0, present.shape)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

@@ -1,0 +1,48 @@
+"""Tasks by name: `load("rg:gcd")`, `load("problems.jsonl", reward="math")`, or one registered here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from surefoot.errors import InputError, nearest
+from surefoot.tasks.base import Problem, RewardFunction, Task, TextTask
+
+__all__ = ["Problem", "Task", "TextTask", "load", "register"]
+
+DEFAULT = "rg:chain_sum:min_terms=2,max_terms=4,min_digits=1,max_digits=2"
+_REGISTERED: dict[str, Callable[[], Task]] = {}
+
+
+def register(name: str) -> Callable[[Callable[[], Task]], Callable[[], Task]]:
+    """Give a task of one's own a name: a decorator of a function that makes it."""
+
+    def keep(make: Callable[[], Task]) -> Callable[[], Task]:
+        _REGISTERED[name] = make
+        return make
+
+    return keep
+
+
+def load(spec: str | Task, reward: str | RewardFunction | None = None) -> Task:
+    """The task of a specification: `rg:<dataset>[:key=value,...]`, a JSONL or Parquet path, or a registered name.
+
+    Raises:
+        InputError: nothing of that name; a reward where the task brings its own, or none where it needs one.
+    """
+    if not isinstance(spec, str):
+        return spec
+    from surefoot.tasks.files import FileTask
+    from surefoot.tasks.reasoning_gym import ReasoningGym
+    from surefoot.tasks.verifiers import reward_function
+
+    if spec.startswith("rg:") or spec in _REGISTERED:
+        if reward:
+            raise InputError(f"task {spec!r} brings its own reward; --reward is for files")
+        return _REGISTERED[spec]() if spec in _REGISTERED else ReasoningGym(spec)
+    if spec.endswith((".jsonl", ".json", ".parquet")) or Path(spec).is_file():
+        if not reward:
+            raise InputError(f"task {spec!r}: a file needs a reward; give --reward exact, math or module:function")
+        return FileTask(spec, reward_function(reward) if isinstance(reward, str) else reward)
+    raise InputError(f"task {spec!r}: expected rg:<dataset>[:key=value,...], a .jsonl or .parquet path, or a registered "
+                     f"task{nearest(spec, [*_REGISTERED, DEFAULT])}")
