@@ -98,6 +98,18 @@ class CausalLM:
             model = _with_lora(model, lora)
         return cls(model, tokenizer, name=str(name), fast=fast)
 
+    @property
+    def suggested_lr(self) -> float:
+        """A learning rate to start from: what the model's card measured, else one that suits its size."""
+        if self.name in SHIPPED:
+            return 5e-4
+        return 1e-5 if hasattr(self.model, "peft_config") else 1e-6
+
+    @property
+    def engine_exact(self) -> bool:
+        """Whether the engine's log-probabilities are the trainer's up to float32 rounding."""
+        return next(self.model.parameters()).dtype == torch.float32
+
     # --- what a task gives and gets ---------------------------------------------------------------------------
 
     def prompt_text(self, question: str) -> str:
@@ -181,9 +193,12 @@ class CausalLM:
         return out
 
     def _hidden(self, rollouts: Rollouts) -> Float[Tensor, "k d"]:
-        if self.fast:
-            return llama.hidden_before_steps(llama.Stack(self.model), rollouts.prompt_tokens, rollouts.prompt_mask,
-                                             rollouts.tokens, rollouts.present, rollouts.group)
+        if self.fast:  # only the prompts of these rows, without padding that they do not need
+            used, group = rollouts.group.unique(return_inverse=True)
+            valid = rollouts.prompt_mask[used]
+            width = int(valid.sum(1).max())
+            return llama.hidden_before_steps(llama.Stack(self.model), rollouts.prompt_tokens[used][:, -width:],
+                                             valid[:, -width:], rollouts.tokens, rollouts.present, group)
         prompts, valid = rollouts.prompt_tokens[rollouts.group], rollouts.prompt_mask[rollouts.group]
         tokens = torch.cat([prompts, rollouts.tokens], 1)
         mask = torch.cat([valid, rollouts.present], 1)

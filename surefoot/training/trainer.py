@@ -1,0 +1,277 @@
+"""The loop: sample, judge, give credit, update. It runs any Method on any Policy and Task, and knows none by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surefoot.method import BATCH_SLOTS, UPDATE_SLOTS, Method
+from surefoot.rollout.native import Sampling
+from surefoot.rollout.prompts import Request
+from surefoot.rollouts import LIVE, Rollouts
+from surefoot.tasks.base import Task
+from surefoot.training.guards import check_column, check_gradient, check_loss
+from surefoot.training.settings import Settings
+from surefoot.training.signals import Signals, require
+
+
+@dataclass
+class StepResult:
+    """One step: its number, its metrics (deterministic), its seconds by phase, and its batch."""
+
+    step: int
+    metrics: dict[str, Any]
+    seconds: dict[str, float]
+    batch: Rollouts
+
+
+@dataclass
+class Trainer:
+    """Runs `method` on `policy` and `task`.
+
+    Every random draw is a function of (seed, step), so a run resumed at a step goes on as if never interrupted.
+
+    Attributes:
+        teacher: policy behind the `teacher_*` columns, where a method reads them.
+        step: steps done.
+        signals: counts of scoring passes (`signals.passes`), forward passes of the update (`forwards`).
+    """
+
+    policy: Any
+    task: Task
+    method: Method
+    settings: Settings = field(default_factory=Settings)
+    teacher: Any | None = None
+
+    def __post_init__(self):
+        self.method = self.method.fresh().check()
+        self.step = 0
+        self.forwards = 0
+        self._reference = None
+        self._wanted_live = self._live_columns()
+        if {"value", "old_value"} & set(self.method.readers()):
+            self.policy.critic()
+        if {"ref_logp", "ref_logits"} & set(self.method.readers()):
+            self._reference = self.policy.reference()
+        self.signals = Signals(self.policy, reference=lambda: self._reference, teacher=self.teacher)
+        s = self.settings
+        self.peak_lr = s.lr if s.lr is not None else self.policy.suggested_lr
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.peak_lr, betas=(s.beta1, s.beta2),
+                                           weight_decay=s.weight_decay, foreach=True)
+
+    def _live_columns(self) -> set[str]:
+        return {c for c in self.method.readers(*UPDATE_SLOTS) if c in LIVE} | {"logp"}
+
+    # --- the world that rollout parts see -----------------------------------------------------------------------
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.task.max_new_tokens
+
+    def _rng(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, self.step, purpose, self._draws])
+
+    def more(self) -> list[Request]:
+        """Draw (more) requests of this step from the method's prompts part."""
+        self._draws += 1
+        return self.method.prompts(len(self.task.train), self._rng(0))
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> Rollouts:
+        """Sample and judge trajectories for the requests."""
+        problems = [self.task.train[r.prompt] for r in requests]
+        group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.rollouts for r in requests]))
+        seeds = torch.from_numpy(self._rng(1).integers(0, 2**62, len(group)))
+        with self._phase("rollout"):
+            batch = self.policy.sample([p.question for p in problems], group, seeds, sampling)
+        with self._phase("score"):
+            rows = [problems[g] for g in group.tolist()]
+            prompt = torch.tensor([r.prompt for r in requests])[group]
+            notes = {"question": [p.question for p in rows], "answer": [p.answer for p in rows]}
+            batch = self.task.judge(rows, batch.having(prompt=prompt, age=torch.zeros_like(prompt), notes=notes))
+        self._tokens += int(batch.present.sum()) if "present" in batch else batch.mask.sum().item()
+        self.signals.temperature = sampling.temperature
+        self._engine_exact = getattr(self.policy, "engine_exact", False) and not sampling.truncates
+        return batch
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    def train_step(self) -> StepResult:
+        """Make a batch, learn from it, and let the controllers see what came of it.
+
+        Raises:
+            GuardStop: a reward, loss or gradient that is not finite; the weights are left as they were before it.
+        """
+        self.step += 1
+        self._draws, self._tokens, self._seconds = 0, 0, {"rollout": 0.0, "score": 0.0, "update": 0.0}
+        started = time.perf_counter()
+        batch = self.make_batch()
+        metrics = self._describe(batch)
+        with self._phase("update"):
+            metrics |= self.update(batch)
+        for path, part in list(self.method.parts()):
+            if path.startswith("controllers."):
+                for target, value in part(metrics).items():
+                    self.method = self.method.set(target, value)
+                    metrics[target] = value
+        self._wanted_live = self._live_columns()
+        total = time.perf_counter() - started
+        seconds = self._seconds | {"other": total - sum(self._seconds.values()), "total": total}
+        seconds["tokens_per_s"] = self._tokens / max(total, 1e-9)
+        return StepResult(self.step, metrics, seconds, batch)
+
+    def make_batch(self) -> Rollouts:
+        """Sample, judge and credit one batch: every column that the update reads, detached."""
+        method = self.method
+        batch = method.rollout(self, self.more())
+        if hasattr(method.prompts, "observe"):
+            method.prompts.observe(batch)
+        with self._phase("score"), torch.no_grad():
+            batch = self._with_old_logp(batch)
+            batch = self.signals.fill(batch, {c for p in (method.reward, method.advantage, method.select)
+                                              for c in p.reads})
+            batch = self._call("reward", method.reward, batch)
+            check_column(batch, "reward", self.step)
+            batch = self._call("advantage", method.advantage, batch)
+            check_column(batch, "advantage", self.step)
+            require(batch, "select", method.select)
+            chosen = method.select(batch).bool()
+            batch = batch.having(mask=batch.mask & (chosen[:, None] if chosen.ndim == 1 else chosen))
+            reads = set(method.readers(*UPDATE_SLOTS))
+            if method.update.epochs * method.update.minibatches == 1:
+                reads -= {"old_logp"}  # the policy has not moved: the update's own forward pass gives it
+            return self.signals.fill(batch, reads)
+
+    def _with_old_logp(self, batch: Rollouts) -> Rollouts:
+        """The engine's log-probabilities as `old_logp` where they are the trainer's (see `Settings.engine_logp`)."""
+        readers = self.method.readers(*BATCH_SLOTS)
+        several = self.method.update.epochs * self.method.update.minibatches > 1
+        if self.settings.engine_logp and self._engine_exact and (several or "old_logp" in readers):
+            if "old_logp" in self.method.readers():
+                return batch.having(old_logp=batch.rollout_logp)
+        return batch
+
+    def _call(self, slot: str, part: Any, batch: Rollouts) -> Rollouts:
+        require(batch, slot, part)
+        result = part(batch)
+        return batch.having(**(result if isinstance(result, dict) else {slot: result}))
+
+    def update(self, batch: Rollouts) -> dict[str, float]:
+        """All epochs and minibatches of one batch; returns means over them."""
+        plan, logs = self.method.update, []
+        for epoch in range(plan.epochs):
+            for rows in _minibatches(batch, plan.minibatches, self._rng(2 + epoch)):
+                logs.append(self._optimizer_step(batch.rows(rows) if plan.minibatches > 1 else batch))
+        return {k: float(np.mean([log[k] for log in logs if k in log])) for k in dict.fromkeys(k for g in logs for k in g)}
+
+    def _optimizer_step(self, minibatch: Rollouts) -> dict[str, float]:
+        weights = self.method.aggregate(minibatch)
+        if "weight" in minibatch:
+            weights = weights * minibatch.weight
+        self.optimizer.zero_grad(set_to_none=True)
+        log: dict[str, float] = {"loss": 0.0}
+        for rows in _microbatches(minibatch, self._learnable(minibatch), self.settings.micro_tokens):
+            micro = minibatch.rows(rows)
+            self._backward(micro, weights[rows][:, : micro.steps], log)
+        parameters = self.policy.parameters()
+        limit = self.method.update.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
+        check_gradient(norm, parameters, self._names(), self.step)
+        lr = self.settings.lr_at(self.step, self.peak_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        counted = log.pop("_counted", 0.0)
+        means = {k[5:]: log.pop(k) / counted for k in list(log) if k.startswith("_sum_") and counted}
+        return log | means | {"grad_norm": float(norm), "lr": lr}
+
+    def _backward(self, micro: Rollouts, weights: Tensor, log: dict[str, float]) -> None:
+        """Loss and gradient of one microbatch; adds what it measured to `log`."""
+        self.forwards += 1
+        micro = micro.having(**self.policy.score(micro, self._wanted_live, self.signals.temperature))
+        if "old_logp" not in micro:
+            micro = micro.having(old_logp=micro.logp.detach())
+        loss = micro.logp.new_zeros(())
+        for path, part in self.method.parts():
+            if path == "surrogate" or path.startswith("regularizers."):
+                require(micro, path, part)
+                term = part(micro)
+                scaled = weights * term.where(weights != 0, 0.0) if term.ndim == 2 else weights.sum(1) * term
+                check_loss(scaled.sum(), term, weights, micro, self.step)
+                loss = loss + scaled.sum()
+        if loss.requires_grad:
+            loss.backward()
+        log["loss"] += float(loss.detach())
+        with torch.no_grad():
+            counted = float(micro.mask.sum())
+            log["_counted"] = log.get("_counted", 0.0) + counted
+            for path, part in self.method.parts():
+                if path == "surrogate" or path.startswith("regularizers."):
+                    for name, value in (part.metrics(micro) if hasattr(part, "metrics") else {}).items():
+                        log[f"_sum_{name}"] = log.get(f"_sum_{name}", 0.0) + float(value) * counted
+            if "ref_logp" in micro:
+                gap = (micro.ref_logp - micro.logp)[micro.mask]
+                log["_sum_kl"] = log.get("_sum_kl", 0.0) + float((gap.exp() - 1 - gap).sum())
+
+    def _learnable(self, minibatch: Rollouts) -> Tensor:
+        """Rows whose loss has a gradient; a group with nothing to learn from costs no forward pass."""
+        rows = minibatch.mask.any(1)
+        silent = getattr(self.method.surrogate, "vanishes_with_advantage", False)
+        if silent and not any(r.reads for r in self.method.regularizers):
+            rows = rows & (minibatch.advantage != 0).any(1)
+        return rows.nonzero().flatten()
+
+    def _names(self) -> list[str]:
+        model = getattr(self.policy, "model", None)
+        return [n for n, p in model.named_parameters() if p.requires_grad] if model is not None else []
+
+    def _describe(self, batch: Rollouts) -> dict[str, Any]:
+        """Deterministic numbers of a judged batch."""
+        lengths = batch.mask.sum(1).float() if "present" not in batch else batch.present.sum(1).float()
+        first = torch.zeros(int(batch.group.max()) + 1, dtype=batch.reward.dtype)
+        first[batch.group] = batch.reward
+        mixed = torch.zeros(len(first)).index_add(0, batch.group, (batch.reward != first[batch.group]).float())
+        out = {
+            "reward": float(batch.reward.mean()),
+            "reward_std": float(batch.reward.std(correction=0)),
+            "length": float(lengths.mean()),
+            "zero_groups": float((mixed == 0).float().mean()),
+            "tokens": self._tokens,
+            "rewards": {k: float((v if v.ndim == 1 else v.sum(1)).mean()) for k, v in batch.rewards.items()},
+        }
+        if "correct" in batch:
+            out["correct"] = float(batch.correct.float().mean())
+        if "truncated" in batch:
+            out["truncated"] = float(batch.truncated.float().mean())
+        if "rollout_logp" in batch:
+            out["entropy"] = float(-batch.rollout_logp[batch.present].mean())
+        return out
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started, inner = time.perf_counter(), sum(self._seconds.values())
+        yield
+        nested = sum(self._seconds.values()) - inner
+        self._seconds[name] += time.perf_counter() - started - nested
+
+
+def _minibatches(batch: Rollouts, count: int, rng: np.random.Generator) -> list[Tensor]:
+    """Rows of each minibatch: groups are shuffled and kept together."""
+    if count == 1:
+        return [torch.arange(len(batch))]
+    groups = np.unique(batch.group.numpy())
+    rng.shuffle(groups)
+    return [torch.isin(batch.group, torch.from_numpy(part)).nonzero().flatten()
+            for part in np.array_split(groups, min(count, len(groups)))]
+
+
+def _microbatches(batch: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
+    """`rows` cut into runs of at most `budget` tokens (at least one row); the split does not change the gradient."""
+    width = batch.steps + (batch.prompt_tokens.shape[1] if "prompt_tokens" in batch else 0)
+    return list(rows.split(max(1, budget // max(1, width)))) if len(rows) else []
