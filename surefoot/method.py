@@ -131,7 +131,7 @@ class Method:
             part = _set(current[i], rest[1:], value, f"{slot}.{rest[0]}")
             return replace(self, **{slot: (*current[:i], part, *current[i + 1:])})
         if slot == "name" or not rest:
-            return replace(self, **{slot: value if slot == "name" else _read(value, Part, path)})
+            return replace(self, **{slot: value if slot == "name" else read_as(value, Part, path)})
         return replace(self, **{slot: _set(current, rest, value, slot)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,9 +159,9 @@ class Method:
             filled["paper"] = Paper(**data["paper"])
         for slot in SLOTS:
             if slot in TUPLE_SLOTS:
-                filled[slot] = tuple(_read(p, Part, f"{slot}.{i}") for i, p in enumerate(data.get(slot, ())))
+                filled[slot] = tuple(read_as(p, Part, f"{slot}.{i}") for i, p in enumerate(data.get(slot, ())))
             elif slot in data:
-                filled[slot] = _read(data[slot], Part, slot)
+                filled[slot] = read_as(data[slot], Part, slot)
             elif slot != "update":
                 raise InputError(f"method {filled['name']!r}: no {slot!r} given")
         return cls(**filled)
@@ -192,7 +192,7 @@ def _set(part: Any, path: list[str], value: Any, where: str) -> Any:
     if name not in hints:
         raise InputError(f"{where} ({type(part).__name__}) has no field {name!r}{nearest(name, hints)}")
     here = f"{where}.{name}"
-    new = _set(getattr(part, name), path[1:], value, here) if path[1:] else _read(value, hints[name], here)
+    new = _set(getattr(part, name), path[1:], value, here) if path[1:] else read_as(value, hints[name], here)
     return part.having(**{name: new}) if isinstance(part, Part) else replace(part, **{name: new})
 
 
@@ -257,7 +257,7 @@ def _vocabulary(home: str | None) -> dict[str, Any]:
     return found
 
 
-def _read(value: Any, hint: Any, where: str) -> Any:
+def read_as(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type, from Python, TOML or the command line."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if type(None) in options and value in (None, "none", "None"):
@@ -294,7 +294,7 @@ def _read_one(value: Any, hint: Any, where: str) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         kinds = get_args(hint)
         inner = kinds[0] if kinds else Any
-        read = [_read(v, inner if len(kinds) < 2 or kinds[1] is ... else kinds[i], where) for i, v in enumerate(items)]
+        read = [read_as(v, inner if len(kinds) < 2 or kinds[1] is ... else kinds[i], where) for i, v in enumerate(items)]
         return tuple(read) if origin is tuple else read
     if origin in (dict, Mapping) or hint in (dict, Mapping) or origin is typing.get_origin(Mapping[str, int]):
         return dict(value)
@@ -304,7 +304,7 @@ def _read_one(value: Any, hint: Any, where: str) -> Any:
         for name in value:
             if name != "part" and name not in hints:
                 raise InputError(f"{where} ({cls.__name__}) has no field {name!r}{nearest(name, hints)}")
-        return cls(**{k: _read(v, hints[k], f"{where}.{k}") for k, v in value.items() if k != "part"})
+        return cls(**{k: read_as(v, hints[k], f"{where}.{k}") for k, v in value.items() if k != "part"})
     if isinstance(hint, type) and issubclass(hint, Part):
         part = value if isinstance(value, Part) else locate(str(value), where)
         part = part() if isinstance(part, type) else part

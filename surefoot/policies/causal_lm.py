@@ -233,25 +233,35 @@ class CausalLM:
         twin.value_head = None
         return twin
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All that `load_state_dict` needs: trained weights (adapters only, under LoRA) and the value head."""
-        kept = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        state = {f"model.{n}": p for n, p in self.model.named_parameters() if n in kept}
-        if self.value_head:
-            state |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+    def extra_state(self) -> dict[str, Tensor]:
+        """What the Hugging Face format does not carry: the value head, and adapters (LoRA)."""
+        state = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if self.value_head else {}
+        if hasattr(self.model, "peft_config"):
+            state |= {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy saved weights in place."""
-        if any(n.startswith("value_head.") for n in state):
-            self.critic()
-        own = self.state_dict()
-        if set(own) != set(state):
-            odd = min(set(own) ^ set(state))
-            raise InputError(f"checkpoint: weight {odd!r} is on one side only; expected the weights of {self.name!r}")
+    def restore(self, folder: Path, extra: dict[str, Tensor]) -> None:
+        """Copy the weights of a checkpoint written by `save` (and its `extra_state`) in place.
+
+        Raises:
+            InputError: weights of another model.
+        """
+        from transformers import AutoModelForCausalLM
+
+        own = dict(self.model.named_parameters())
+        if hasattr(self.model, "peft_config"):
+            saved = {n: t for n, t in extra.items() if not n.startswith("value_head.")}
+        else:
+            saved = dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters())
+        heads = {n.removeprefix("value_head."): t for n, t in extra.items() if n.startswith("value_head.")}
+        odd = {n for n in saved if n not in own or own[n].shape != saved[n].shape}
+        if odd:
+            raise InputError(f"checkpoint {folder}: weight {min(odd)!r} does not fit the policy {self.name!r}")
         with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(state[name])
+            for name, tensor in saved.items():
+                own[name].copy_(tensor)
+            if heads:
+                self.critic().load_state_dict(heads)
 
     def save(self, folder: Path) -> None:
         """Write the model in Hugging Face format (adapters merged)."""

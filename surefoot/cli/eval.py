@@ -1,0 +1,55 @@
+"""`surefoot eval`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "held-out accuracy of a policy or run: pass@k, maj@k, calibration"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", help="a policy (as for train) or a run folder")
+    parser.add_argument("--task", help="none takes the run's own, or the default task")
+    parser.add_argument("--reward", help="for a file: exact, math or module:function")
+    parser.add_argument("--k", type=int, default=16, help="samples a problem")
+    parser.add_argument("--problems", type=int, default=512, help="held-out problems")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--max-new-tokens", type=int, help="none takes the task's limit")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    import surefoot as sf
+    from surefoot import tasks
+    from surefoot.errors import InputError
+    from surefoot.rollout.native import Sampling
+    from surefoot.training.checkpoint import checkpoints
+    from surefoot.training.run import Run
+
+    policy, spec, reward = args.policy, args.task, args.reward
+    if (Path(policy) / "config.toml").is_file():
+        run_folder = Run.open(Path(policy))
+        found = checkpoints(run_folder.folder / "checkpoints")
+        if not found:
+            raise InputError(f"{policy}: no checkpoint to evaluate")
+        config = run_folder.config()
+        policy, reward = str(found[-1]), reward or (config["reward"] if not spec else None) or None
+        spec = spec or config["task"]
+    if args.k < 1 or args.problems < 1:
+        raise InputError(f"--k {args.k} --problems {args.problems}: expected at least 1")
+    task = tasks.load(spec or tasks.DEFAULT, reward)
+    sampling = Sampling(args.temperature, max_new_tokens=args.max_new_tokens or task.max_new_tokens)
+    record = sf.evaluate(policy, task, problems=args.problems, k=args.k, seed=args.seed, sampling=sampling)
+    if args.json:
+        print(json.dumps({k: v for k, v in record.items() if k not in ("samples", "per_problem")}))
+        return 0
+    print(f"{args.policy} on {task.name}: {record['n']} held-out problems, {args.k} samples each")
+    for key, value in record.items():
+        if isinstance(value, (int, float)) and key != "n":
+            shown = f"{100 * value:.1f}%" if key.startswith(("pass@", "maj@")) else f"{value:.3f}"
+            interval = record.get(f"{key}_interval")
+            print(f"  {key:<10} {shown}" + (f"  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""))
+    return 0

@@ -1,0 +1,59 @@
+"""The live line of a run: step, reward, held-out accuracy, entropy, KL, tokens a second, time left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_FIELDS = (("reward", "reward"), ("heldout", "held-out"), ("entropy", "entropy"), ("kl", "KL"), ("tokens_per_s", "tok/s"))
+
+
+class Live:
+    """A progress bar on a terminal; elsewhere, one line at each held-out evaluation."""
+
+    def __init__(self, total: int, done: int = 0, enabled: bool = True):
+        self.console = Console(stderr=True)
+        self.enabled, self.bar = enabled, None
+        self.shown: dict[str, float] = {}
+        self.total = total
+        if enabled and sys.stderr.isatty():
+            self.bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=18), MofNCompleteColumn(),
+                                TextColumn("{task.fields[line]}"), TimeElapsedColumn(), TextColumn("left"),
+                                TimeRemainingColumn(), console=self.console)
+            self.row = self.bar.add_task("train", total=total, completed=done, line="")
+
+    def __enter__(self) -> Live:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        """Show a finished step."""
+        numbers = {"reward": metrics.get("reward"), "entropy": metrics.get("entropy"), "kl": metrics.get("kl"),
+                   "tokens_per_s": seconds.get("tokens_per_s")}
+        fresh = metrics.get("heldout", {}).get("pass@1")
+        numbers["heldout"] = fresh
+        self.shown |= {k: v for k, v in numbers.items() if v is not None}
+        line = "  ".join(f"{label} {_format(key, self.shown[key])}" for key, label in _FIELDS if key in self.shown)
+        if self.bar:
+            self.bar.update(self.row, completed=step, line=line)
+        elif self.enabled and (fresh is not None or step == self.total):
+            self.console.print(f"step {step}/{self.total}  {line}", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.enabled:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _format(key: str, value: float) -> str:
+    if key == "tokens_per_s":
+        return f"{value:,.0f}"
+    return f"{100 * value:.1f}%" if key == "heldout" else f"{value:.3f}"

@@ -1,0 +1,37 @@
+"""What the tests share: tiny models made on the spot, so that no test needs a network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+def tiny_llama(seed: int = 0, vocab: int = 40, heads: int = 4, kv_heads: int = 2, **changes):
+    """A random two-layer Llama with sharp logits, so that differences show."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=128,
+                         bos_token_id=None, eos_token_id=1, pad_token_id=0, **changes)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(6)
+    return model
+
+
+@pytest.fixture
+def llama():
+    return tiny_llama()
+
+
+@pytest.fixture
+def prompts():
+    """Four prompts of lengths 9, 5, 7 and 3, padded on the left: tokens and validity."""
+    torch.manual_seed(1)
+    lengths = torch.tensor([9, 5, 7, 3])
+    return torch.randint(2, 40, (4, 9)), torch.arange(9) >= (9 - lengths)[:, None]

@@ -1,0 +1,94 @@
+"""The engine: right distribution, right log-probabilities, rows independent of their batch mates."""
+
+import pytest
+import torch
+
+from surefoot.errors import InputError
+from surefoot.rollout.native import Sampling, draw, generate, log_distribution, uniforms
+from tests.conftest import tiny_llama
+
+GROUP = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])
+SEEDS = torch.arange(8) * 104729 + 17
+
+
+def _generate(model, prompts, group=GROUP, seeds=SEEDS, fast=True, **sampling):
+    return generate(model, *prompts, group, seeds, Sampling(**({"max_new_tokens": 12} | sampling)), [1], fast=fast)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_fast_and_slow_decoders_agree(prompts, kv_heads):
+    model = tiny_llama(kv_heads=kv_heads)
+    fast, slow = _generate(model, prompts), _generate(model, prompts, fast=False)
+    assert torch.equal(fast.tokens, slow.tokens) and torch.equal(fast.present, slow.present)
+    torch.testing.assert_close(fast.logp, slow.logp, atol=2e-5, rtol=1e-4)
+
+
+def test_logp_is_that_of_the_full_forward(llama, prompts):
+    out = _generate(llama, prompts, temperature=0.7)
+    tokens, valid = prompts
+    for i in range(len(GROUP)):
+        prompt = tokens[GROUP[i]][valid[GROUP[i]]]
+        said = out.tokens[i][out.present[i]]
+        logits = llama(torch.cat([prompt, said])[None]).logits[0, len(prompt) - 1 : -1] / 0.7
+        expected = logits.log_softmax(-1).gather(1, said[:, None])[:, 0]
+        torch.testing.assert_close(out.logp[i][out.present[i]], expected.detach(), atol=2e-5, rtol=1e-4)
+
+
+def test_a_row_does_not_depend_on_its_batch_mates(llama, prompts):
+    whole = _generate(llama, prompts)
+    for i in range(len(GROUP)):
+        alone = _generate(llama, prompts, GROUP[i : i + 1], SEEDS[i : i + 1])
+        assert alone.tokens[0][alone.present[0]].tolist() == whole.tokens[i][whole.present[i]].tolist()
+
+
+def test_rows_end_at_a_stop_token_or_are_truncated(prompts):
+    model = tiny_llama(seed=3)
+    group, seeds = torch.arange(4).repeat_interleave(64), torch.arange(256)
+    out = _generate(model, prompts, group, seeds, max_new_tokens=40)
+    lengths = out.present.sum(1)
+    last = out.tokens[torch.arange(256), lengths - 1]
+    assert torch.equal(out.truncated, last != 1)
+    assert not (out.tokens == 1)[:, :-1][out.present[:, 1:]].any(), "nothing follows a stop token"
+    assert out.truncated.any() and (~out.truncated).any() and (lengths[out.truncated] == 40).all()
+
+
+def test_samples_follow_the_distribution():
+    logp = torch.tensor([[0.1, 0.2, 0.0, 0.3, 0.4]]).log().expand(40000, -1)
+    u = uniforms(torch.arange(40000), 1)[:, 0]
+    share = torch.bincount(draw(logp, u), minlength=5) / 40000
+    torch.testing.assert_close(share, logp[0].exp(), atol=0.01, rtol=0)
+    assert share[2] == 0
+
+
+def test_uniforms_are_a_function_of_seed_and_step():
+    u = uniforms(torch.tensor([5, 6]), 50)
+    assert torch.equal(u[:, 10:], uniforms(torch.tensor([5, 6]), 40, offset=10))
+    assert (u >= 0).all() and (u < 1).all() and not torch.equal(u[0], u[1])
+    many = uniforms(torch.arange(2000), 50)
+    assert abs(float(many.mean()) - 0.5) < 0.005 and abs(float(many.var()) - 1 / 12) < 0.002
+    assert abs(float(torch.corrcoef(torch.stack([many[:, 0], many[:, 1]]))[0, 1])) < 0.08
+
+
+def test_truncation_of_the_distribution():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert log_distribution(logits, Sampling(top_k=2)).exp()[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert log_distribution(logits, Sampling(top_p=0.8)).exp()[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    kept = [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]
+    assert log_distribution(logits, Sampling(min_p=0.2)).exp()[0].tolist() == pytest.approx(kept)
+    assert log_distribution(logits, Sampling(temperature=0)).exp()[0].tolist() == [1, 0, 0, 0]
+    assert log_distribution(logits, Sampling(temperature=2)).exp()[0, 0] == pytest.approx(0.5**0.5 / sum(
+        p**0.5 for p in (0.5, 0.3, 0.15, 0.05)))
+    assert log_distribution(logits, Sampling(top_p=1e-9)).exp()[0].tolist() == [1, 0, 0, 0]
+
+
+def test_greedy_rows_agree_with_hugging_face(llama, prompts):
+    tokens, valid = prompts
+    out = _generate(llama, prompts, torch.arange(4), SEEDS[:4], temperature=0, max_new_tokens=6)
+    expected = llama.generate(tokens, attention_mask=valid.long(), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(out.tokens, expected[:, 9:] * out.present)
+
+
+@pytest.mark.parametrize("bad", [dict(temperature=-1), dict(top_p=0), dict(min_p=2), dict(max_new_tokens=0)])
+def test_bad_sampling_is_refused(bad):
+    with pytest.raises(InputError, match="sampling"):
+        Sampling(**bad)
