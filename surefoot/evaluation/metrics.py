@@ -80,10 +80,9 @@ def _won_with(v: int, classes: list[tuple[int, float]], silent: int, k: int) -> 
     ties = k // v
     ways = np.zeros((ties + 1, k + 1))     # [answers that have v votes, samples drawn] -> subsets
     right = np.zeros_like(ways)            # the same, times the sum of shares over the tied answers
-    ways[0, : silent + 1] = comb(silent, np.arange(min(silent, k) + 1)) if silent <= k else comb(
-        silent, np.arange(k + 1))
+    ways[0] = comb(silent, np.arange(k + 1))
     for size, share in classes:
-        below = comb(size, np.arange(min(v - 1, size, k) + 1))
+        below = comb(size, np.arange(v))
         new_ways, new_right = _times(ways, below), _times(right, below)
         if size >= v:
             exact = comb(size, v)
@@ -117,7 +116,7 @@ def ece(confidence: Float[np.ndarray, "m"], correct: Bool[np.ndarray, "m"], bins
         binning: Binning = equal_mass) -> float:
     """Expected calibration error: mean over samples of |accuracy - mean confidence| of their bin (arXiv 1706.04599).
 
-    >>> ece(np.array([0.9, 0.9, 0.9, 0.9]), np.array([True, True, True, False]), bins=5, binning=equal_width).__round__(4)
+    >>> round(ece(np.array([0.9, 0.9, 0.9, 0.9]), np.array([True, True, True, False]), 5, equal_width), 4)
     0.15
     """
     if not len(confidence):
