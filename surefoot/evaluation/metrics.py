@@ -70,6 +70,9 @@ def maj_at_k(answers: Sequence[str | None], correct: Bool[np.ndarray, "n"], k: i
         if answer is not None:
             verdicts.setdefault(answer, []).append(bool(right))
     classes = [(len(v), sum(v) / len(v)) for v in verdicts.values()]
+    if k == n:      # one subset
+        most = max((size for size, _ in classes), default=0)
+        return float(np.mean([share for size, share in classes if size == most])) if classes else 0.0
     silent = n - sum(size for size, _ in classes)
     votes = range(1, min(k, max((size for size, _ in classes), default=0)) + 1)
     return float(sum(_won_with(v, classes, silent, k) for v in votes) / comb(n, k))

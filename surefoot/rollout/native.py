@@ -158,21 +158,42 @@ def generate(
 
 
 class _PackedDecoder:
-    """Static key-value cache over the packed Llama of `policies.llama`."""
+    """The packed Llama of `policies.llama` over two caches: prompts, kept once a group, and each row's own steps.
 
-    block = 64  # the cache grows by so many steps at a time
+    At every step the queries of a group meet their prompt's keys in one product, so that decoding reads a prompt once
+    a group and not once a row. Rows live in the cells of a [group, member] grid; after rows have left, the grid is as
+    wide as the largest group left.
+    """
+
+    block = 64  # the rows' own cache grows by so many steps at a time
 
     def __init__(self, model: nn.Module, prompts: Tensor, valid: Tensor, group: Tensor):
         self.model, self.stack = model, llama.Stack(model, fused=True)
         self.device = next(model.parameters()).device
         prompts, valid, group = (x.to(self.device) for x in (prompts, valid, group))
-        hidden, keys, values = llama.prefill(self.stack, prompts, valid)
-        self.hidden = hidden[group]
-        self.used = prompts.shape[1]
-        self.keys = [_room(k[group], self.block) for k in keys]
-        self.values = [_room(v[group], self.block) for v in values]
-        self.mask = torch.cat([valid[group], torch.ones(len(group), self.block, dtype=torch.bool, device=self.device)], 1)
-        self.position = valid.sum(1)[group]
+        hidden, self.prompt_keys, self.prompt_values = llama.prefill(self.stack, prompts, valid)
+        self.hidden, self.position = hidden[group], valid.sum(1)[group]
+        self.bias = torch.zeros(valid.shape, dtype=hidden.dtype, device=self.device).masked_fill(~valid, -torch.inf)
+        self.used = 0
+        empty = hidden.new_empty(len(group), self.stack.kv_heads, 0, self.stack.width)
+        self.keys, self.values = [empty] * len(self.stack.layers), [empty] * len(self.stack.layers)
+        self._seat(group)
+
+    def _seat(self, group: Tensor) -> None:
+        """Give each row its cell of the grid, and forget prompts that no row needs."""
+        used, self.group = group.unique(return_inverse=True)
+        if len(used) < len(self.bias):
+            self.prompt_keys = [k.index_select(0, used) for k in self.prompt_keys]
+            self.prompt_values = [v.index_select(0, used) for v in self.prompt_values]
+            self.bias = self.bias[used]
+        sizes = torch.bincount(self.group)
+        self.members = int(sizes.max())
+        order = self.group.argsort(stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[self.group[order]]
+        cell = self.group * self.members + rank
+        whole = len(cell) == len(used) * self.members and torch.equal(cell, torch.arange(len(cell), device=cell.device))
+        self.cell = None if whole else cell
 
     def first(self) -> Tensor:
         return self._logits(self.hidden)
@@ -184,21 +205,39 @@ class _PackedDecoder:
         rows = rows.to(self.device)
         self.keys = [k.index_select(0, rows) for k in self.keys]
         self.values = [v.index_select(0, rows) for v in self.values]
-        self.mask, self.position = self.mask[rows], self.position[rows]
+        self.position = self.position[rows]
+        self._seat(self.group[rows])
+
+    def _to_grid(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "m g ..."]:
+        groups = len(self.bias)
+        if self.cell is not None:
+            x = x.new_zeros(groups * self.members, *x.shape[1:]).index_copy_(0, self.cell, x)
+        return x.unflatten(0, (groups, self.members))
+
+    def _from_grid(self, x: Float[Tensor, "m g ..."]) -> Float[Tensor, "b ..."]:
+        x = x.flatten(0, 1)
+        return x if self.cell is None else x.index_select(0, self.cell)
 
     def step(self, tokens: Tensor) -> Tensor:
         slot, self.used = self.used, self.used + 1
         if self.used > self.keys[0].shape[2]:
             self.keys = [_room(k, self.block) for k in self.keys]
             self.values = [_room(v, self.block) for v in self.values]
-            more = torch.ones(len(self.mask), self.block, dtype=torch.bool, device=self.device)
-            self.mask = torch.cat([self.mask, more], 1)
-        mask = self.mask[:, None, None, : self.used]
+        kv, width = self.stack.kv_heads, self.stack.width
+        repeats = self.stack.heads // kv
 
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys[i][:, :, slot], self.values[i][:, :, slot] = k, v
-            kept = self.keys[i][:, :, : self.used], self.values[i][:, :, : self.used]
-            return llama.attention(q[:, :, None], *kept, mask).flatten(1)
+            q = q.view(-1, kv, repeats, width) * width**-0.5
+            crowd = self._to_grid(q).transpose(1, 2).flatten(2, 3)  # [m kv g*r w]: a group's queries side by side
+            of_prompt = crowd @ self.prompt_keys[i].transpose(-1, -2) + self.bias[:, None, None]
+            of_prompt = self._from_grid(of_prompt.unflatten(2, (self.members, repeats)).transpose(1, 2))
+            own = q @ self.keys[i][:, :, : self.used].transpose(-1, -2)
+            share = torch.cat([of_prompt, own], -1).softmax(-1)
+            size = of_prompt.shape[-1]
+            crowd = self._to_grid(share[..., :size]).transpose(1, 2).flatten(2, 3) @ self.prompt_values[i]
+            of_prompt = self._from_grid(crowd.unflatten(2, (self.members, repeats)).transpose(1, 2))
+            return (of_prompt + share[..., size:] @ self.values[i][:, :, : self.used]).flatten(1)
 
         hidden = self.stack(tokens.to(self.device), self.position, attend)
         self.position = self.position + 1
