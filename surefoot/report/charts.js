@@ -42,12 +42,16 @@ function ticks(low, high, count) {
   return found;
 }
 
-// Exponential moving average of [step, value] points, corrected at its start.
-function smoothed(points, keep) {
-  let sum = 0, weight = 0;
-  return points.map(([x, y]) => {
-    sum = keep * sum + (1 - keep) * y;
-    weight = keep * weight + (1 - keep);
+// Mean of [step, value] points under a Gaussian window over a fortieth of the curve (it does not lag behind a trend).
+function smoothed(points) {
+  const sigma = Math.max(1.5, points.length / 40), reach = Math.ceil(3 * sigma);
+  return points.map(([x], i) => {
+    let sum = 0, weight = 0;
+    for (let j = Math.max(0, i - reach); j <= Math.min(points.length - 1, i + reach); j++) {
+      const w = Math.exp(-(((i - j) / sigma) ** 2) / 2);
+      sum += w * points[j][1];
+      weight += w;
+    }
     return [x, sum / weight];
   });
 }
@@ -67,7 +71,7 @@ const tip = {
 
 const charts = new Set();      // those on the page share the cursor's step
 
-function lineChart({title, series, format, smooth}) {
+function lineChart({title, series, format, share, smooth}) {
   const W = 400, H = 210, left = 50, right = 12, top = 10, bottom = 26;
   const all = series.flatMap((s) => s.points), xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
   let [x0, x1] = [Math.min(...xs), Math.max(...xs)], [y0, y1] = [Math.min(...ys), Math.max(...ys)];
@@ -78,10 +82,12 @@ function lineChart({title, series, format, smooth}) {
   const X = (x) => left + ((x - x0) / (x1 - x0)) * (W - left - right);
   const Y = (y) => H - bottom - ((y - y0) / (y1 - y0)) * (H - top - bottom);
   const root = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": describe(title, series, format)});
-  for (const y of ticks(y0, y1, 4)) {
+  const marks = ticks(y0, y1, 4), whole = marks.every((y) => Math.abs(100 * y - Math.round(100 * y)) < 1e-6);
+  for (const y of marks) {
     root.append(svg("line", {class: "gridline", x1: left, x2: W - right, y1: Y(y), y2: Y(y)}));
-    root.append(svg("text", {x: left - 7, y: Y(y) + 4, "text-anchor": "end"}, format(y)));
+    root.append(svg("text", {x: left - 7, y: Y(y) + 4, "text-anchor": "end"}, share ? percent(y, whole ? 0 : 1) : number(y)));
   }
+  root.append(svg("text", {x: left - 7, y: H - 8, "text-anchor": "end"}, "step"));
   for (const x of ticks(x0, x1, 5).filter(Number.isInteger)) {
     root.append(svg("text", {x: X(x), y: H - 8, "text-anchor": "middle"}, x.toLocaleString("en")));
   }
@@ -90,7 +96,7 @@ function lineChart({title, series, format, smooth}) {
   for (const s of series) {
     const drawn = smooth && s.points.length > 15;
     if (drawn) root.append(svg("path", {class: "raw", d: path(s.points), style: `stroke:${s.colour}`}));
-    const line = drawn ? smoothed(s.points, 0.85) : s.points;
+    const line = drawn ? smoothed(s.points) : s.points;
     root.append(svg("path", {class: "curve", d: path(line), style: `stroke:${s.colour}`}));
     if (line.length <= 15) {
       for (const [x, y] of line) root.append(svg("circle", {cx: X(x), cy: Y(y), r: 3, style: `fill:${s.colour}`}));
@@ -129,12 +135,13 @@ function describe(title, series, format) {
   return `${title}: ${ends.join("; ")}`;
 }
 
-// Rows of {label, colour, before, after}, each of those {value, low, high} or null, on a scale from 0 to 100 %.
+// Rows of {label, name, colour, before, after}, each of those {value, low, high} or null, on a scale from 0 to 100 %.
 function intervalChart(rows) {
-  const W = 760, step = 46, left = 178, right = 62, top = 12, H = top + step * rows.length + 26;
+  const W = Math.max(320, Math.min(1080, innerWidth - 90)), step = 46, left = 78, right = 34, top = 12;
+  const H = top + step * rows.length + 26;
   const X = (v) => left + v * (W - left - right);
   const root = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": rows.map((r) =>
-    `${r.label}: ${percent(r.before?.value)} before, ${percent(r.after?.value)} after`).join("; ")});
+    `${r.name}: ${percent(r.before?.value)} before, ${percent(r.after?.value)} after`).join("; ")});
   for (const v of [0, 0.25, 0.5, 0.75, 1]) {
     root.append(svg("line", {class: "gridline", x1: X(v), x2: X(v), y1: top, y2: H - 26}));
     root.append(svg("text", {x: X(v), y: H - 8, "text-anchor": "middle"}, percent(v, 0)));
@@ -150,8 +157,8 @@ function intervalChart(rows) {
       if (!side) continue;
       const stroke = filled ? row.colour : "var(--quiet)";
       if (side.low != null) {
-        g.append(svg("line", {x1: X(side.low), x2: X(side.high), y1: y, y2: y,
-          style: `stroke:${stroke};stroke-width:9;opacity:.32;stroke-linecap:round`}));
+        g.append(svg("rect", {x: X(side.low), width: X(side.high) - X(side.low), y: y - 5, height: 10, rx: 3,
+          style: `fill:${stroke};opacity:.3`}));
       }
       g.append(svg("circle", {cx: X(side.value), cy: y, r: 6,
         style: `fill:${filled ? row.colour : "var(--card)"};stroke:${stroke};stroke-width:2`}));
@@ -161,7 +168,7 @@ function intervalChart(rows) {
       close ? (row.before.value <= row.after.value ? "end" : "start") : "middle"}, percent(row.before.value)));
     if (row.after) g.append(svg("text", {class: "strong", x: X(row.after.value), y: y - 12, "text-anchor":
       close ? (row.before.value <= row.after.value ? "start" : "end") : "middle"}, percent(row.after.value)));
-    g.addEventListener("pointermove", (event) => tip.show(event, row.label, ...[["before", row.before], ["after", row.after]]
+    g.addEventListener("pointermove", (event) => tip.show(event, row.name, ...[["before", row.before], ["after", row.after]]
       .filter(([, side]) => side).map(([when, side]) =>
         `${when} ${percent(side.value)}` + (side.low == null ? "" : `, 95 % interval ${percent(side.low)} to ${percent(side.high)}`))));
     g.addEventListener("pointerleave", tip.hide);
@@ -173,12 +180,12 @@ function intervalChart(rows) {
 // How often each reward was given: `bins` of [label, count, colour].
 function histogram(bins, W, H, labelled) {
   const most = Math.max(1, ...bins.map((b) => b[1])), foot = labelled ? 20 : 0, head = labelled ? 16 : 0;
-  const width = W / bins.length;
+  const width = W / bins.length, bar = Math.min(0.84 * width, 0.3 * W);
   const root = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img",
     "aria-label": bins.map(([label, count]) => `${count} at ${label}`).join(", ")});
   bins.forEach(([label, count, fill], i) => {
     const height = (count / most) * (H - foot - head), x = i * width;
-    root.append(svg("rect", {x: x + width * 0.08, y: H - foot - height, width: width * 0.84, height, rx: 2, style: `fill:${fill}`}));
+    root.append(svg("rect", {x: x + (width - bar) / 2, y: H - foot - height, width: bar, height, rx: 2, style: `fill:${fill}`}));
     if (labelled) {
       root.append(svg("text", {x: x + width / 2, y: H - 5, "text-anchor": "middle"}, label));
       if (count) root.append(svg("text", {class: "strong", x: x + width / 2, y: H - foot - height - 5, "text-anchor": "middle"}, count));

@@ -16,8 +16,7 @@ const HIDDEN = /^(heldout\.n|time\.(rollout|score|update|other|tokens)|tokens)$/
 
 const card = (...children) => el("section", {class: "card"}, ...children);
 const empty = (text) => el("p", {class: "empty"}, text);
-const format = (name) => (SHARES.test(name) ? (v) => percent(v, 0) : number);
-const exact = (name) => (SHARES.test(name) ? percent : number);
+const format = (name) => (SHARES.test(name) ? percent : number);
 const label = (name) => NAMES[name] || (name.startsWith("rewards.") ? `Reward "${name.slice(8)}"` : name.replaceAll("_", " "));
 const verdict = (right) => right == null ? el("span", {class: "badge plain"}, "not judged")
   : el("span", {class: `badge ${right ? "right" : "wrong"}`}, right ? "✓ correct" : "✗ wrong");
@@ -49,8 +48,8 @@ function accuracy() {
   if (!judged.length) return card(el("h2", {}, "Accuracy"), empty("This run has no evaluation yet."));
   const keys = Object.keys(judged[0].evaluation.after || judged[0].evaluation.before)
     .filter((k) => /^(pass|maj)@\d+$/.test(k));
-  const rows = keys.flatMap((key) => judged.map((run) => ({
-    label: several ? `${key}  ${run.name}`.slice(0, 26) : key, colour: colour(runs.indexOf(run)),
+  const rows = keys.flatMap((key) => judged.map((run, i) => ({
+    label: i ? "" : key, name: several ? `${run.name}, ${key}` : key, colour: colour(runs.indexOf(run)),
     before: side(run.evaluation.before, key), after: side(run.evaluation.after, key),
   })));
   const whole = !several && judged[0].evaluation.before && judged[0].evaluation.after;
@@ -79,19 +78,19 @@ function numbersTable() {
 }
 
 function facts(run) {
-  const c = run.config, t = c.train || c, last = run.steps;
+  const c = run.config, t = c.train || {};
   const minutes = run.seconds >= 120 ? `${(run.seconds / 60).toFixed(1)} min` : `${run.seconds.toFixed(0)} s`;
   const alarms = run.events.filter((e) => e.kind === "alarm").length;
-  const shown = [["Method", c.method?.name], ["Policy", c.policy], ["Task", c.task], ["Steps", last && number(last)],
-    ["Seed", t.seed], ["Tokens generated", run.tokens && number(run.tokens)], ["Training time", run.seconds && minutes],
-    ["Tokens a second", run.seconds && run.tokens && number(run.tokens / run.seconds)], ["Alarms", String(alarms)]];
+  const shown = [["Method", c.method?.name], ["Policy", c.policy], ["Task", c.task], ["Steps", number(run.steps)],
+    ["Seed", t.seed], ["Tokens generated", run.tokens ? number(run.tokens) : null], ["Training time", run.seconds ? minutes : null],
+    ["Tokens a second", run.seconds && run.tokens ? number(run.tokens / run.seconds) : null], ["Alarms", String(alarms)]];
   return card(several ? el("h2", {}, run.name) : el("h2", {}, "The run"),
-    el("dl", {class: "facts"}, ...shown.filter(([, v]) => v != null && v !== 0 && v !== "").map(([k, v]) =>
+    el("dl", {class: "facts"}, ...shown.filter(([, v]) => v != null && v !== "").map(([k, v]) =>
       el("div", {}, el("dt", {}, k), el("dd", {}, String(v))))));
 }
 
 function overview() {
-  return [accuracy(), ...runs.map(facts), curveGrid(["reward", "heldout.pass@1"]), numbersTable()].filter(Boolean);
+  return [accuracy(), ...runs.map(facts), curveGrid(["reward", "heldout.pass@1"], "filled"), numbersTable()].filter(Boolean);
 }
 
 // --- curves -----------------------------------------------------------------------------------------------------
@@ -100,16 +99,16 @@ function chart(name) {
   const series = runs.map((run, i) => ({name: run.name, colour: colour(i), points: run.curves[name] || []}))
     .map((s) => ({...s, points: s.points.filter((p) => p[1] != null)})).filter((s) => s.points.length);
   if (!series.length) return null;
-  const last = series.length === 1 ? exact(name)(series[0].points.at(-1)[1]) : "";
+  const last = series.length === 1 ? format(name)(series[0].points.at(-1)[1]) : "";
   const head = el("div", {style: "display:flex;justify-content:space-between;gap:12px;margin-bottom:6px"},
     el("h3", {}, label(name)), el("span", {class: "soft small", style: "margin:0"}, last));
   return el("section", {class: "card", "data-curve": name}, head,
-    lineChart({title: label(name), series, format: format(name), smooth: smooth && !name.startsWith("heldout") && name !== "lr"}));
+    lineChart({title: label(name), series, format: format(name), share: SHARES.test(name), smooth: smooth && !name.startsWith("heldout") && name !== "lr"}));
 }
 
-function curveGrid(names) {
+function curveGrid(names, shape = "") {
   const drawn = names.map(chart).filter(Boolean);
-  return drawn.length ? el("div", {class: "grid", style: "margin-bottom:18px"}, ...drawn) : null;
+  return drawn.length ? el("div", {class: `grid ${shape}`}, ...drawn) : null;
 }
 
 function curvesTab() {
@@ -194,7 +193,7 @@ function groupCard(group, index, scale) {
   const button = el("button", {class: `group ${quiet ? "silent" : ""}`, type: "button", "aria-expanded": String(index === open)},
     el("span", {class: "name"}, group.question.trim() || `group ${index}`),
     histogram(bins(group.rows, scale), 180, 44, false),
-    el("span", {class: "note"}, quiet ? `no signal: all ${number(group.rows[0][0])}` : `mean ${number(mean)} of ${group.rows.length}`));
+    el("span", {class: "note"}, quiet ? `no signal: all ${number(group.rows[0][0])}` : `mean ${number(mean)}, ${group.rows.length} samples`));
   button.addEventListener("click", () => { open = open === index ? null : index; draw("rewards"); document.querySelectorAll(".group")[index].focus(); });
   return button;
 }
@@ -203,7 +202,7 @@ function groupDetail(group) {
   const rows = [...group.rows].sort((a, b) => b[0] - a[0]);
   return card(el("p", {class: "question"}, group.question.trim()),
     group.answer == null ? null : el("p", {class: "soft small"}, "Reference answer: ", el("span", {class: "mono"}, group.answer)),
-    el("div", {class: "scroll"}, el("table", {}, el("thead", {}, el("tr", {}, el("th", {class: "number"}, "Reward"), el("th", {}, ""),
+    el("div", {class: "scroll"}, el("table", {class: "texts"}, el("thead", {}, el("tr", {}, el("th", {class: "number"}, "Reward"), el("th", {}, ""),
       el("th", {class: "number"}, "Tokens"), el("th", {}, "Completion"))),
     el("tbody", {}, ...rows.map(([reward, right, length, text]) => el("tr", {}, el("td", {class: "number"}, number(reward)),
       el("td", {}, verdict(right)), el("td", {class: "number"}, number(length)), el("td", {}, el("pre", {}, text))))))));

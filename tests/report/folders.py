@@ -83,5 +83,6 @@ def evaluate(rng: np.random.Generator, problems: int, k: int, level: float) -> d
                        [[f"{i}" if c else f"x{j}" for j, c in enumerate(row)] for i, row in enumerate(correct)], k)
     record["samples"] = [
         {"question": f"{i} + {i + 5} =", "answer": str(2 * i + 5), "correct": bool(c),
-         "completion": f"{i}+{i + 5}={2 * i + 5 if c else 2 * i - 1}\n{'<b>so</b>'}"} for i, c in enumerate(correct[:24, 0])]
+         "completion": f"{i}+{i + 5}={2 * i + 5 if c else 2 * i - 1}\n<b>so</b>"}
+        for i, c in enumerate(correct[:24, 0])]
     return record

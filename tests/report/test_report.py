@@ -139,6 +139,7 @@ def test_every_tab_in_a_real_browser(tmp_path, opened):
     panel = page.get_by_role("tabpanel")
     assert f"{100 * evaluation['after']['pass@1']:.1f}%" in panel.inner_text()
     assert "64 held-out problems" in panel.inner_text() and "pebble" in panel.inner_text()
+    assert re.search(r"Seed\s+0", panel.inner_text())
     assert panel.locator("svg circle").count() >= 6
     photograph(page, "overview")
 
@@ -186,7 +187,8 @@ def test_every_tab_in_a_real_browser(tmp_path, opened):
 
 
 def test_several_runs_overlay_in_dark_on_a_phone(tmp_path, opened):
-    folders = [make_run(tmp_path / "grpo-seed0", seed=0), make_run(tmp_path / "dapo-seed0", seed=1, final=0.6, method="dapo")]
+    folders = [make_run(tmp_path / "grpo-seed0"),
+               make_run(tmp_path / "dapo-seed0", seed=1, final=0.6, method="dapo")]
     page = opened(report(folders, tmp_path / "report.html"), width=420, scheme="dark")
     assert page.get_by_role("heading", level=1).inner_text() == "2 runs compared"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")     # nothing sticks out
@@ -207,7 +209,7 @@ def test_a_bare_run_says_what_is_missing(tmp_path, opened):
     lines(tmp_path / "bare" / "metrics.jsonl", [{"step": 1, "reward": 0.5}])
     page = opened(report([tmp_path / "bare"]))
     assert "no evaluation yet" in page.get_by_role("tabpanel").inner_text()
-    for tab, text in (("Samples", "not been evaluated"), ("Rewards", "no rollouts"), ("Configuration", "no config.toml"),
-                      ("Events", "Nothing happened")):
+    for tab, text in (("Samples", "not been evaluated"), ("Rewards", "no rollouts"),
+                      ("Configuration", "no config.toml"), ("Events", "Nothing happened")):
         assert text in open_tab(page, tab).inner_text()
     assert "Reward" in open_tab(page, "Curves").inner_text()
