@@ -1,0 +1,129 @@
+"""How pebble is made: one command, one seed, about half an hour on two cores."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surefoot.pretraining import corpus, tokenizer
+
+STEPS = 2400  # of the shipped model
+BATCH_TOKENS = 8192
+POOL = 2048  # examples sorted by length together, so that a batch holds little padding
+MUON_LR, ADAM_LR, WARMUP, DECAY = 0.01, 3e-3, 50, 0.4
+CONTEXT = 512
+
+
+def new_model(vocabulary: int) -> nn.Module:
+    """The untrained pebble: a Llama of 1.6 million parameters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=160, intermediate_size=432, num_hidden_layers=5, num_attention_heads=5,
+        num_key_value_heads=5, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0, initializer_range=0.05, attn_implementation="eager",
+    ))
+
+
+def batches(seed: int, tokens: int = BATCH_TOKENS) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids [b l], padded on the right, and the mask of the tokens that are learnt: responses."""
+    vocabulary = tokenizer.build()
+    stream, order = corpus.examples(seed), torch.Generator().manual_seed(seed)
+    while True:
+        pool = []
+        for prompt, response in islice(stream, POOL):
+            asked = vocabulary(prompt)["input_ids"]
+            said = [*vocabulary(response)["input_ids"], vocabulary.eos_token_id]
+            if len(asked) + len(said) <= CONTEXT:
+                pool.append((asked, said))
+        pool.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        groups, group = [], []
+        for pair in pool:
+            width = len(pair[0]) + len(pair[1])
+            if group and width * (len(group) + 1) > tokens:
+                groups.append(group)
+                group = []
+            group.append(pair)
+        groups.append(group)
+        for i in torch.randperm(len(groups), generator=order).tolist():
+            width = max(len(a) + len(s) for a, s in groups[i])
+            ids = torch.zeros(len(groups[i]), width, dtype=torch.long)
+            learnt = torch.zeros(len(groups[i]), width, dtype=torch.bool)
+            for row, (asked, said) in enumerate(groups[i]):
+                ids[row, : len(asked) + len(said)] = torch.tensor(asked + said)
+                learnt[row, len(asked) : len(asked) + len(said)] = True
+            yield ids, learnt
+
+
+def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    ids = {id(p) for p in inner}
+    outer = [p for p in model.parameters() if id(p) not in ids]
+    return [torch.optim.Muon(inner, lr=MUON_LR, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"),
+            torch.optim.AdamW(outer, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def rate(step: int, steps: int) -> float:
+    """Warm-up, constant, then a linear fall to zero over the last part (of the learning rate)."""
+    return min(1.0, step / WARMUP, (steps - step + 1) / max(1, math.ceil(DECAY * steps)))
+
+
+def train(model: nn.Module, steps: int, seed: int, tokens: int = BATCH_TOKENS, log=lambda step, loss: None,
+          total: int | None = None) -> list[float]:
+    """The first `steps` steps of a schedule of `total`; returns the losses (nats a response token)."""
+    made = optimizers(model)
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
+    losses = []
+    for step, (ids, learnt) in enumerate(islice(batches(seed, tokens), steps), start=1):
+        for optimizer, peak in zip(made, peaks, strict=True):
+            for group, lr in zip(optimizer.param_groups, peak, strict=True):
+                group["lr"] = lr * rate(step, total or steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[learnt[:, 1:]]
+            logits = model.lm_head(hidden)
+        loss = F.cross_entropy(logits.float(), ids[:, 1:][learnt[:, 1:]])
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in made:
+            optimizer.step()
+        losses.append(loss.item())
+        log(step, losses[-1])
+    return losses
+
+
+def pretrain(out: Path | str, steps: int = STEPS, seed: int = 0) -> list[float]:
+    """Train pebble from nothing and write it to `out` in Hugging Face format; returns the losses.
+
+    The same seed, steps and number of threads give the same weights on the same machine.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    vocabulary = tokenizer.build()
+    vocabulary.save_pretrained(out)
+    model = new_model(-(-len(vocabulary) // 8) * 8)
+    started = time.time()
+
+    def log(step: int, loss: float) -> None:
+        if step % 50 == 0 or step == steps:
+            print(f"step {step}/{steps}  loss {loss:.4f}  {time.time() - started:.0f} s", flush=True)
+        if step % 400 == 0:
+            model.save_pretrained(out)  # usable, if unfinished, from early on
+
+    losses = train(model, steps, seed, log=log)
+    model.save_pretrained(out)
+    (out / "losses.json").write_text(json.dumps({
+        "seed": seed, "steps": steps, "threads": torch.get_num_threads(), "seconds": round(time.time() - started),
+        "first": losses[:10], "last_mean": sum(losses[-100:]) / len(losses[-100:]),
+    }, indent=1))
+    return losses
