@@ -35,3 +35,32 @@ def prompts():
     torch.manual_seed(1)
     lengths = torch.tensor([9, 5, 7, 3])
     return torch.randint(2, 40, (4, 9)), torch.arange(9) >= (9 - lengths)[:, None]
+
+
+def tiny_policy(seed: int = 0, **changes):
+    """A random character-level policy."""
+    from surefoot.policies.causal_lm import CausalLM
+    from surefoot.pretraining.tokenizer import build
+
+    return CausalLM(tiny_llama(seed, vocab=104, **changes), build(), name="tiny")
+
+
+def digits_task(problems: int = 40, length: int = 12):
+    """Reward: the share of digits among the characters said; everybody can learn it in a few steps."""
+    from surefoot.tasks.base import Problem, TextTask
+
+    def digits(completions):
+        return [sum(ch.isdigit() for ch in c) / max(1, len(c)) for c in completions]
+
+    return TextTask("digits", [Problem(f"say {i}", "0") for i in range(problems)],
+                    [Problem(f"hold {i}", "0") for i in range(10)], digits, max_new_tokens=length)
+
+
+@pytest.fixture
+def policy():
+    return tiny_policy()
+
+
+@pytest.fixture
+def task():
+    return digits_task()
