@@ -17,7 +17,7 @@ _HOMES = {
     "train": "surefoot.training.loop",
     "resume": "surefoot.training.loop",
     "Result": "surefoot.training.loop",
-    "compare": "surefoot.compare",
+    "compare": "surefoot.comparison",
     "evaluate": "surefoot.api",
     "load_policy": "surefoot.api",
     "Method": "surefoot.method",
@@ -38,7 +38,7 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from surefoot.api import evaluate, load_policy
-    from surefoot.compare import compare
+    from surefoot.comparison import compare
     from surefoot.errors import GuardStop, InputError
     from surefoot.method import Method, Paper, Update
     from surefoot.parts import Part

@@ -87,7 +87,7 @@ function lineChart({title, series, format, share, smooth}) {
     root.append(svg("line", {class: "gridline", x1: left, x2: W - right, y1: Y(y), y2: Y(y)}));
     root.append(svg("text", {x: left - 7, y: Y(y) + 4, "text-anchor": "end"}, share ? percent(y, whole ? 0 : 1) : number(y)));
   }
-  root.append(svg("text", {x: left - 7, y: H - 8, "text-anchor": "end"}, "step"));
+  root.append(svg("text", {x: 2, y: H - 8}, "step"));
   for (const x of ticks(x0, x1, 5).filter(Number.isInteger)) {
     root.append(svg("text", {x: X(x), y: H - 8, "text-anchor": "middle"}, x.toLocaleString("en")));
   }
