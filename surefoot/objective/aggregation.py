@@ -1,0 +1,80 @@
+"""From a loss of each step to one number: weights that sum the same under any split of the batch.
+
+The scalar loss is `sum(weights * loss)`, with weights taken once on the whole minibatch. Microbatches then simply add
+up. Over ranks or accumulated batches, `total` sums a count over all of them (identity by default).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from surefoot.parts import Part
+from surefoot.rollouts import Rollouts
+
+Total = Callable[[Tensor], Tensor]
+
+
+def here(count: Tensor) -> Tensor:
+    """The count of this batch alone."""
+    return count
+
+
+def token_mean(mask: Bool[Tensor, "n t"], total: Total = here) -> Float[Tensor, "n t"]:
+    """Every step weighs the same: `1 / sum of mask` (DAPO, arXiv 2503.14476, eq. 12)."""
+    weights = mask.float()
+    return weights / total(weights.sum()).clamp_min(1)
+
+
+def sequence_mean(mask: Bool[Tensor, "n t"], total: Total = here) -> Float[Tensor, "n t"]:
+    """Every trajectory weighs the same, its steps share that: `1 / (N |o_i|)` (GRPO, arXiv 2402.03300, eq. 3).
+
+    N counts all trajectories of the batch, also those without a step that trains.
+    """
+    weights = mask.float()
+    rows = total(weights.new_tensor(float(len(weights))))
+    return weights / weights.sum(1, keepdim=True).clamp_min(1) / rows.clamp_min(1)
+
+
+def constant_length(mask: Bool[Tensor, "n t"], length: float, total: Total = here) -> Float[Tensor, "n t"]:
+    """`1 / (N L)` with a constant L, so that length has no influence (Dr. GRPO, arXiv 2503.20783)."""
+    weights = mask.float()
+    return weights / (length * total(weights.new_tensor(float(len(weights)))).clamp_min(1))
+
+
+@dataclass(frozen=True)
+class TokenMean(Part):
+    """`token_mean` of the steps that train."""
+
+    reads = ("mask",)
+
+    def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
+        return token_mean(rollouts.mask, total)
+
+
+@dataclass(frozen=True)
+class SequenceMean(Part):
+    """`sequence_mean` of the steps that train."""
+
+    reads = ("mask",)
+
+    def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
+        return sequence_mean(rollouts.mask, total)
+
+
+@dataclass(frozen=True)
+class ConstantLength(Part):
+    """`constant_length` of the steps that train.
+
+    Attributes:
+        length: the constant L; the paper takes the generation limit.
+    """
+
+    length: float = 64.0
+    reads = ("mask",)
+
+    def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
+        return constant_length(rollouts.mask, self.length, total)
