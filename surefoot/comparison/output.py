@@ -44,7 +44,7 @@ def about(c: Comparison) -> str:
     """What was measured, in one paragraph."""
     seeds = ", ".join(map(str, c.seeds))
     return (f"Policy {c.policy}; seeds {seeds}; pass@1 on the same {c.problems} held-out problems, {c.k} samples each. "
-            f"Intervals and p-values take seeds and problems as samples of more (random effects, Satterthwaite)"
+            f"Intervals and p-values take seeds and problems as samples of more (random effects)"
             + ("; with one seed they say nothing about other seeds." if len(c.seeds) == 1 else "."))
 
 

@@ -31,7 +31,9 @@ STYLE = {
 def canvas(width: float, height: float) -> Iterator[Figure]:
     """A figure in the house style, in inches."""
     with rc_context(STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.07)
+        yield figure
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

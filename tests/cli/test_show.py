@@ -36,7 +36,8 @@ def test_a_paper_that_is_not_here_yet(capsys, monkeypatch):
     monkeypatch.setattr("surefoot.papers.module_of", lambda slug: None)
     assert main(["show", "iql"]) == 0
     out = capsys.readouterr().out
-    assert "https://arxiv.org/abs/2110.06169 (2021)" in out and "https://github.com/ikostrikov/implicit_q_learning" in out
+    assert "https://arxiv.org/abs/2110.06169 (2021)" in out
+    assert "https://github.com/ikostrikov/implicit_q_learning" in out
     assert "not implemented yet" in out
 
 
@@ -50,7 +51,7 @@ def test_the_recorded_claim_is_shown(capsys, monkeypatch, tmp_path):
     assert "claim    reproduced" in out and "gain" in out
 
 
-@pytest.mark.parametrize("slug, hint", [("gpro", "grpo"), ("policyclif", "policy-cliff")])
+@pytest.mark.parametrize("slug, hint", [("grpoo", "grpo"), ("policyclif", "policy-cliff")])
 def test_unknown_names_get_the_nearest(slug, hint, capsys):
     assert main(["show", slug]) == 2
     err = capsys.readouterr().err

@@ -34,14 +34,15 @@ def test_one_cell_says_nothing_and_equal_cells_say_all():
     assert crossed_test(np.zeros((3, 5))).p == 1.0
 
 
-def false_alarms(test, rng, runs=150):
-    """Share of runs with p < 0.05 where three seeds differ by luck and the methods do not."""
-    return np.mean([test(rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.05, (3, 128))) < 0.05 for _ in range(runs)])
+def false_alarms(test, rng, runs=150, level=0.05):
+    """Share of runs with p < `level` where three seeds differ by luck and the methods do not."""
+    return np.mean([test(rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.05, (3, 128))) < level for _ in range(runs)])
 
 
 def test_only_the_crossed_test_keeps_its_rate_when_seeds_differ():
     rng = np.random.default_rng(2)
-    assert false_alarms(lambda d: crossed_test(d).p, rng) < 0.1
+    assert false_alarms(lambda d: crossed_test(d).p, rng, runs=400) < 0.09
+    assert false_alarms(lambda d: crossed_test(d).p, rng, runs=400, level=0.01) < 0.03    # Holm needs the tail as well
     assert false_alarms(lambda d: paired_bootstrap(d, draws=300).p, rng) > 0.15
     assert false_alarms(lambda d: paired_permutation(d.mean(0), draws=300), rng) > 0.5
 
@@ -52,6 +53,16 @@ def test_a_real_difference_is_found_by_all():
     for found in (crossed_test(d), paired_bootstrap(d)):
         assert found.p < 0.05 and found.low > 0 and found.low < d.mean() < found.high
     assert paired_permutation(d.mean(0)) < 0.001
+
+
+def test_interval_and_p_value_agree():
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        d = rng.normal(0.05, 0.05, (3, 1)) + rng.normal(0, 0.3, (3, 50))
+        found = crossed_test(d)
+        assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+        assert crossed_test(d, level=1 - found.p).low * np.sign(found.mean) == pytest.approx(
+            0 if found.mean > 0 else 2 * abs(found.mean), abs=1e-9)
 
 
 def test_holm_by_definition():
