@@ -184,7 +184,7 @@ def _teller(jobs: Sequence[Job], waiting: Sequence[Job], progress: bool) -> Call
     done = len(jobs) - len(waiting)
     if progress:
         found = f", {done} of them found finished" if done else ""
-        print(f"comparing: {len(jobs)} runs{found}", file=sys.stderr, flush=True)
+        print(f"comparing: {len(jobs)} run{'s' * (len(jobs) > 1)}{found}", file=sys.stderr, flush=True)
 
     def say(job: Job, why: str) -> None:
         nonlocal done

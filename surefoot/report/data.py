@@ -14,6 +14,7 @@ from surefoot.errors import InputError
 SHOWN_STEPS = 60          # steps whose rewards the page carries
 SHOWN_POINTS = 2000       # points of one curve
 TEXT_BUDGET = 1_500_000   # characters of completions on the page
+COLUMNS = ("step", "group", "question", "answer", "completion", "reward", "correct", "length")
 
 Series = dict[str, list[tuple[int, float]]]
 
@@ -105,32 +106,29 @@ def read_rewards(folder: Path) -> list[dict[str, Any]]:
     files = sorted((folder / "rollouts").glob("*.parquet"))
     if not files:
         return []
-    import pandas as pd
+    import pyarrow.parquet as pq
 
-    present = [(int(step), f) for f in files for step in pd.read_parquet(f, columns=["step"])["step"].unique()]
-    kept = evenly(sorted(present), SHOWN_STEPS)
-    by_file: dict[Path, list[int]] = {}
-    for step, file in kept:
-        by_file.setdefault(file, []).append(step)
-    steps = []
-    for file, wanted in by_file.items():
-        table = pd.read_parquet(file)
-        for step, rows in table[table["step"].isin(wanted)].groupby("step"):
-            steps.append({"step": int(step), "groups": [group_record(g) for _, g in rows.groupby("group")]})
-    steps.sort(key=lambda s: s["step"])
-    shorten(steps)
-    return steps
+    present = [(step, f) for f in files for step in set(pq.read_table(f, columns=["step"])["step"].to_pylist())]
+    wanted = set(evenly(sorted(present), SHOWN_STEPS))
+    steps: dict[int, dict[int, list[dict[str, Any]]]] = {}
+    for file in files:
+        if any(f == file for _, f in wanted):
+            kept = [name for name in pq.read_schema(file).names if name in COLUMNS]
+            for row in pq.read_table(file, columns=kept).to_pylist():
+                if (row["step"], file) in wanted:
+                    steps.setdefault(row["step"], {}).setdefault(row["group"], []).append(row)
+    shown = [{"step": step, "groups": [group_record(rows) for rows in groups.values()]}
+             for step, groups in sorted(steps.items())]
+    shorten(shown)
+    return shown
 
 
-def group_record(rows: Any) -> dict[str, Any]:
+def group_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One prompt's trajectories: question, reference answer and [reward, correct, length, text] of each."""
-    first = rows.iloc[0]
-    correct = rows["correct"] if "correct" in rows else [None] * len(rows)
     return {
-        "question": str(first.get("question") or ""),
-        "answer": None if first.get("answer") is None else str(first["answer"]),
-        "rows": [[round(float(r), 4), None if c is None or c != c else bool(c), int(n), str(t or "")]
-                 for r, c, n, t in zip(rows["reward"], correct, rows["length"], rows["completion"], strict=True)],
+        "question": rows[0].get("question") or "",
+        "answer": rows[0].get("answer"),
+        "rows": [[round(r["reward"], 4), r.get("correct"), r["length"], r.get("completion") or ""] for r in rows],
     }
 
 

@@ -52,7 +52,8 @@ def lines(path: Path, records: list[dict]) -> None:
 
 def write_rollouts(folder: Path, level: np.ndarray, rng: np.random.Generator) -> None:
     """Eight groups of eight a step; the last group always fails, the first always succeeds."""
-    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     folder.mkdir()
     rows = []
@@ -66,11 +67,9 @@ def write_rollouts(folder: Path, level: np.ndarray, rng: np.random.Generator) ->
                              "reward": float(right), "reward.accuracy": float(right), "correct": bool(right),
                              "truncated": False, "length": 8, "logp": -2.0, "ref_logp": None, "advantage": 0.0,
                              "seed": 1})
-    table = pd.DataFrame(rows)
-    for end in range(10, len(level) + 10, 10):
-        block = table[(table.step > end - 10) & (table.step <= end)]
-        if len(block):
-            block.to_parquet(folder / f"step-{int(block.step.max()):06d}.parquet")
+    for start in range(0, len(level), 10):
+        block = [row for row in rows if start < row["step"] <= start + 10]
+        pq.write_table(pa.Table.from_pylist(block), folder / f"step-{block[-1]['step']:06d}.parquet")
 
 
 def evaluate(rng: np.random.Generator, problems: int, k: int, level: float) -> dict:
