@@ -66,7 +66,7 @@ def test_bad_overrides_name_the_place_and_the_nearest(path, value, message):
 
 def test_unknown_methods_get_a_suggestion():
     with pytest.raises(InputError, match="did you mean 'grpo'"):
-        methods.find("gpro")
+        methods.find("grp0")
 
 
 def test_memory_belongs_to_a_run_and_survives_a_controller():

@@ -1,13 +1,13 @@
 """The corpus that pebble learns from: worked solutions to reasoning-gym problems, some of them wrong.
 
-Each problem is worked in one of three habits, as real data mixes them:
+It has two parts. The textbook poses problems in a short form (`12 + 34 - 7`) and works them right. The exam also
+poses them as reasoning-gym asks them, and works each in one of three habits, as real data mixes them:
 
     careful   every step shown, every step right
     slip      every step shown, one of them wrong, and the rest consistent with it
     terse     an answer without work, often wrong
 
-Seven in ten examples pose the problem in a short form (`12 + 34 - 7`), the others as reasoning-gym asks it. Questions that
-the held-out split owns (`tasks.splits`) never appear, in either form.
+Questions that the held-out split owns (`tasks.splits`) never appear, in either form.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from surefoot.tasks.splits import is_held_out
 PRETRAIN_SEED = 3_000_000_000  # reasoning-gym seeds of the corpus start here; tasks use 1e9 and 2e9
 CAREFUL, SLIP = 0.40, 0.27  # shares of the habits; the rest is terse
 TERSE_RIGHT = 0.35  # share of terse answers that are right
-SHORT = 0.7  # share of problems posed in their short form
+SHORT = 0.4  # share of the exam's problems posed in their short form
 
 
 @dataclass(frozen=True)
@@ -181,18 +181,18 @@ class Source:
 
 
 TASKS: dict[str, Source] = {
-    "rg:chain_sum:min_terms=2,max_terms=4,min_digits=2,max_digits=2": Source(0.40, chain_sum),
-    "rg:gcd:min_value=2,max_value=60": Source(0.09, gcd),
+    "rg:chain_sum:min_terms=2,max_terms=4,min_digits=2,max_digits=2": Source(0.45, chain_sum),
+    "rg:gcd:min_value=2,max_value=60": Source(0.08, gcd),
     "rg:spell_backward:min_word_len=3,max_word_len=6": Source(0.08, spell_backward),
     "rg:number_filtering:min_numbers=3,max_numbers=5,max_decimals=0,min_value=0,max_value=99": Source(
         0.09, number_filtering),
     "rg:letter_counting:min_words=1,max_words=3": Source(0.08, letter_counting),
     "rg:number_sorting:min_numbers=3,max_numbers=4,max_decimals=0,min_value=0,max_value=99": Source(
-        0.07, number_sorting),
+        0.05, number_sorting),
     "rg:countdown:min_numbers=3,max_numbers=3,min_value=1,max_value=12,min_target=5,max_target=60": Source(
         0.05, countdown),
     "rg:count_bits:min_n=1,max_n=255": Source(0.05, count_bits),
-    "rg:products:min_digits=1,max_digits=2": Source(0.09, products),
+    "rg:products:min_digits=1,max_digits=2": Source(0.08, products),
 }
 
 
@@ -206,15 +206,15 @@ def respond(entry: dict, writer: Writer, rng: random.Random) -> tuple[Work, str]
     return work, f"<answer>{work.answer}</answer>"
 
 
-def examples(seed: int) -> Iterator[tuple[str, str]]:
-    """An endless stream of (prompt, response) pairs, a function of `seed`."""
+def examples(seed: int, exam: bool) -> Iterator[tuple[str, str]]:
+    """An endless stream of (prompt, response) pairs of the textbook or the exam, a function of the arguments."""
     import reasoning_gym
 
-    rng = random.Random(seed)
+    rng = random.Random(2 * seed + exam)
     datasets = {}
     for i, spec in enumerate(TASKS):
         name, options = parse_spec(spec)
-        start = PRETRAIN_SEED + seed * 1_000_003 + i * 50_000_017
+        start = PRETRAIN_SEED + (2 * seed + exam) * 1_000_000_007 + i * 50_000_017
         datasets[spec] = reasoning_gym.create_dataset(name, seed=start, size=1 << 30, **options)
     specs, shares = list(TASKS), [source.share for source in TASKS.values()]
     drawn = dict.fromkeys(specs, 0)
@@ -224,5 +224,10 @@ def examples(seed: int) -> Iterator[tuple[str, str]]:
         drawn[spec] += 1
         if is_held_out(entry["question"]):
             continue
-        work, response = respond(entry, TASKS[spec].writer, rng)
-        yield (work.short if rng.random() < SHORT else entry["question"].strip()) + "\n", response
+        writer = TASKS[spec].writer
+        if exam:
+            work, response = respond(entry, writer, rng)
+            yield (work.short if rng.random() < SHORT else entry["question"].strip()) + "\n", response
+        else:
+            work = writer(entry, rng, False)
+            yield work.short + "\n", f"{work.steps}<answer>{work.answer}</answer>"

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -15,28 +15,29 @@ from torch import Tensor, nn
 
 from surefoot.pretraining import corpus, tokenizer
 
-STEPS = 2400  # of the shipped model
+STEPS = 3600  # of the shipped model
+TEXTBOOK = 0.7  # share of the steps that read the textbook; the rest read the exam
 BATCH_TOKENS = 8192
 POOL = 2048  # examples sorted by length together, so that a batch holds little padding
-MUON_LR, ADAM_LR, WARMUP, DECAY = 0.01, 3e-3, 50, 0.4
+MUON_LR, ADAM_LR, WARMUP, DECAY = 0.02, 3e-3, 50, 0.4
 CONTEXT = 512
 
 
 def new_model(vocabulary: int) -> nn.Module:
-    """The untrained pebble: a Llama of 1.6 million parameters."""
+    """The untrained pebble: a Llama of 0.8 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocabulary, hidden_size=160, intermediate_size=432, num_hidden_layers=5, num_attention_heads=5,
-        num_key_value_heads=5, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
         bos_token_id=None, eos_token_id=1, pad_token_id=0, initializer_range=0.05, attn_implementation="eager",
     ))
 
 
-def batches(seed: int, tokens: int = BATCH_TOKENS) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(seed: int, exam: bool, tokens: int = BATCH_TOKENS) -> Iterator[tuple[Tensor, Tensor]]:
     """Token ids [b l], padded on the right, and the mask of the tokens that are learnt: responses."""
     vocabulary = tokenizer.build()
-    stream, order = corpus.examples(seed), torch.Generator().manual_seed(seed)
+    stream, order = corpus.examples(seed, exam), torch.Generator().manual_seed(seed)
     while True:
         pool = []
         for prompt, response in islice(stream, POOL):
@@ -83,10 +84,13 @@ def train(model: nn.Module, steps: int, seed: int, tokens: int = BATCH_TOKENS, l
     made = optimizers(model)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
     losses = []
-    for step, (ids, learnt) in enumerate(islice(batches(seed, tokens), steps), start=1):
+    total = total or steps
+    read = round(TEXTBOOK * total)
+    course = chain(islice(batches(seed, False, tokens), read), batches(seed, True, tokens))
+    for step, (ids, learnt) in enumerate(islice(course, steps), start=1):
         for optimizer, peak in zip(made, peaks, strict=True):
             for group, lr in zip(optimizer.param_groups, peak, strict=True):
-                group["lr"] = lr * rate(step, total or steps)
+                group["lr"] = lr * rate(step, total)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[learnt[:, 1:]]
             logits = model.lm_head(hidden)

@@ -10,7 +10,7 @@ from surefoot.tasks.base import Problem, RewardFunction, Task, TextTask
 
 __all__ = ["Problem", "Task", "TextTask", "load", "register"]
 
-DEFAULT = "rg:chain_sum:min_terms=2,max_terms=4,min_digits=1,max_digits=2"
+DEFAULT = "rg:chain_sum:min_terms=2,max_terms=4,min_digits=2,max_digits=2"
 _REGISTERED: dict[str, Callable[[], Task]] = {}
 
 
