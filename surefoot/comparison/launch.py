@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from surefoot.errors import InputError, SurefootError
 from surefoot.report.data import read_evaluation, read_lines
+
+SAVING = 120.0    # seconds that interrupted jobs on a cluster get to save
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class Job:
 
     def command(self) -> list[str]:
         """What to call now: resume where a checkpoint is kept, else start anew."""
-        start = [sys.executable, "-c", "import sys; from surefoot.cli import main; sys.exit(main())"]
+        surefoot = [sys.executable, "-c", "import sys; from surefoot.cli import main; sys.exit(main())"]
         if self.resumable:
-            return [*start, "train", "--resume", str(self.folder), "--quiet"]
+            return [*surefoot, "train", "--resume", str(self.folder), "--quiet"]
         self.make_room()
-        return [*start, *self.arguments]
+        return [*surefoot, *self.arguments]
 
     @property
     def resumable(self) -> bool:
@@ -85,11 +88,13 @@ class Processes:
             with self.lock:
                 if self.stopped:
                     return "not started"
-                # Its own session: a terminal's Ctrl-C would reach it as well as ours, and two stop it at once.
-                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                                           env=environment(self.threads))
+                process = start(command, output, self.threads)
                 self.running.add(process)
-            status = process.wait()
+            try:
+                status = patiently(process)
+            except KeyboardInterrupt:      # a cancelled Ray task
+                process.send_signal(signal.SIGINT)
+                status = process.wait()
             with self.lock:
                 self.running.discard(process)
         return "" if status == 0 else f"exit status {status}: {last_line(log)}"
@@ -153,6 +158,9 @@ def _on_ray(jobs: Sequence[Job], address: str, say: Callable[[Job, str], None]) 
     """Each job a Ray task of one CPU, run in a process of its own on the machine that gets it."""
     if importlib.util.find_spec("ray") is None:
         raise InputError("compare --ray: ray is not installed; expected pip install 'surefoot[cluster]'")
+    if any(job.here for job in jobs):
+        raise InputError("compare --ray: a method or task is an object; expected names that another machine can load")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
@@ -164,6 +172,11 @@ def _on_ray(jobs: Sequence[Job], address: str, say: Callable[[Job, str], None]) 
         while left:
             (done,), left = ray.wait(left, num_returns=1)
             _note(tasks[done], ray.get(done), failures, say)
+    except KeyboardInterrupt:
+        for task in left:
+            ray.cancel(task)
+        ray.wait(left, num_returns=len(left), timeout=SAVING)
+        raise Stopped("interrupted; the runs kept their checkpoints, and the same command goes on") from None
     finally:
         ray.shutdown()
     return failures
@@ -200,6 +213,29 @@ def moved(folder: Path) -> str:
     """`pass@1 41.2% -> 67.8%`."""
     record = read_evaluation(folder)
     return "pass@1 " + " -> ".join(f"{100 * record[w]['pass@1']:.1f}%" for w in ("before", "after") if record.get(w))
+
+
+def start(command: list[str], output: IO[bytes], threads: int) -> subprocess.Popen:
+    """Start a child that Ctrl-C reaches once: through us.
+
+    It has its own session, because a terminal's Ctrl-C would reach it beside ours, and two stop it without saving.
+    Ray blocks the signal in its workers, which a child would inherit.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                                env=environment(threads))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def patiently(process: subprocess.Popen) -> int:
+    """The exit status; waits in short turns, because Ray's cancellation does not wake a blocking wait."""
+    while True:
+        try:
+            return process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -76,25 +76,32 @@ def test_a_job_in_this_process_fails_alike(tmp_path):
         run_jobs([Job("mine", 0, tmp_path / "x", here=fail)], progress=False)
 
 
-def test_ctrl_c_reaches_every_child_once(tmp_path):
-    child = """
-        import pathlib, signal, sys, time
-        folder = pathlib.Path(sys.argv[1]); folder.mkdir(); count = [0]
-        def save(*_):
-            count[0] += 1
-            (folder / "saved").write_text(str(count[0]))
-        signal.signal(signal.SIGINT, save); (folder / "ready").touch()
-        for _ in range(200):
-            time.sleep(0.05)
-            if count[0]: time.sleep(0.3); sys.exit(130)
-    """
+CHILD = """
+    import pathlib, signal, sys, time
+    folder = pathlib.Path(sys.argv[1]); folder.mkdir(); count = [0]
+    def save(*_):
+        count[0] += 1
+        (folder / "saved").write_text(str(count[0]))
+    signal.signal(signal.SIGINT, save); (folder / "ready").touch()
+    for _ in range(400):
+        time.sleep(0.05)
+        if count[0]: time.sleep(0.3); sys.exit(130)
+"""
+NO_RAY = importlib.util.find_spec("ray") is None
+
+
+@pytest.mark.parametrize("options", [
+    {"at_once": 2},
+    pytest.param({"ray_address": "local"}, marks=pytest.mark.skipif(NO_RAY, reason="no ray (surefoot[cluster])")),
+])
+def test_ctrl_c_reaches_every_child_once(tmp_path, options):
     parent = textwrap.dedent(f"""
         import sys
         from pathlib import Path
         from surefoot.comparison.launch import Stopped, run_jobs
-        from tests.comparison.test_launch import script
+        from tests.comparison.test_launch import CHILD, script
         try:
-            run_jobs([script(Path({str(tmp_path)!r}) / f"seed-{{i}}", {child!r}, seed=i) for i in (0, 1)], at_once=2)
+            run_jobs([script(Path({str(tmp_path)!r}) / f"seed-{{i}}", CHILD, seed=i) for i in (0, 1)], **{options})
         except Stopped:
             sys.exit(130)
     """)
@@ -117,11 +124,13 @@ def test_ray_that_is_not_installed_is_one_clear_line(tmp_path, monkeypatch):
         run_jobs([script(tmp_path / "a", "pass")], ray_address="local", progress=False)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (surefoot[cluster])")
+@pytest.mark.skipif(NO_RAY, reason="no ray (surefoot[cluster])")
 def test_jobs_run_as_ray_tasks(tmp_path):
     jobs = [script(tmp_path / f"seed-{i}", "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir()", seed=i)
             for i in range(2)]
     run_jobs(jobs, ray_address="local", progress=False)
+    with pytest.raises(InputError, match="is an object"):
+        run_jobs([Job("mine", 0, tmp_path / "x", here=print)], ray_address="local", progress=False)
     assert all((tmp_path / f"seed-{i}").is_dir() for i in range(2))
 
 
