@@ -6,13 +6,15 @@ Which of them give unbiased policy gradients is stated here and checked by enume
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from surefoot.objective.groups import group_mean, group_std, leave_one_out_mean
+from surefoot.objective.groups import group_count, group_mean, group_std, group_sum, leave_one_out_mean
+from surefoot.objective.rewards import totals
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -84,6 +86,102 @@ def whiten(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], eps: float = 1e-8
     return ((x - chosen.mean()) / (chosen.std() + eps)).where(mask, 0.0)
 
 
+def length_weighted_baseline(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], length: Int[Tensor, "n"]) -> Tensor:
+    """`sum |o_j| r_j / sum |o_j|` within the group (OPO, arXiv 2505.23585, eq. 9).
+
+    The variance-minimal baseline if a trajectory's squared score grows as its length.
+    """
+    weight = length.to(reward.dtype)
+    return group_sum(weight * reward, group) / group_sum(weight, group).clamp_min(1)
+
+
+def pass_at_k_normalized(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k: int) -> Float[Tensor, "n"]:
+    """Pass@k training's analytic advantage (arXiv 2508.10751, eq. 12-15).
+
+    With `F(m, j) = C(m, j) / C(G, j)`-like shares of k-subsets: mean `R = 1 - C(neg, k) / C(G, k)`, deviation
+    `sqrt(R (1 - R))`; right ones get `(1 - R) / dev`, wrong ones `(1 - R - C(neg - 1, k - 1) / C(G - 1, k - 1)) / dev`.
+    Groups without contrast (all k-subsets alike) get 0.
+    """
+    size = group_count(group, None, correct.float())
+    wrong = size - group_sum(correct.float(), group)
+    mean = 1 - _choose_ratio(wrong, size, k)
+    others = _choose_ratio(wrong - 1, size - 1, k - 1)
+    deviation = (mean * (1 - mean)).clamp_min(0).sqrt()
+    gain = torch.where(correct, 1 - mean, 1 - mean - others)
+    return (gain / deviation.clamp_min(1e-12)).where(deviation > 1e-6, 0.0)
+
+
+def pass_at_k_reward(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k: int) -> Float[Tensor, "n"]:
+    """Rewards whose score-function gradient, summed over the group, is unbiased for pass@k (PKPO, arXiv 2505.15201,
+    theorem 2): `k/G` if right, else `k/G * (1 - C(G - 1 - c, k - 1) / C(G - 1, k - 1))` with c right ones."""
+    size = group_count(group, None, correct.float())
+    right = group_sum(correct.float(), group)
+    other = 1 - _choose_ratio(size - 1 - right, size - 1, k - 1)
+    return k / size * torch.where(correct, torch.ones_like(size), other)
+
+
+def _choose_ratio(m: Tensor, n: Tensor, k: int) -> Tensor:
+    """`C(m, k) / C(n, k)`, as a product; 0 where m < k."""
+    ratio = torch.ones_like(m)
+    for i in range(k):
+        ratio = ratio * ((m - i).clamp_min(0) / (n - i).clamp_min(1))
+    return ratio
+
+
+def optimal_token_baseline(
+    to_go: Float[Tensor, "n t"], energy: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], group: Int[Tensor, "n"],
+) -> Float[Tensor, "n t"]:
+    """`B_t = E[W_t G_t] / E[W_t]` over the group, W_t the squared score norm gathered up to t (as in verl's OTB).
+
+    Args:
+        energy: each step's squared score norm, `1 - 2 pi(a) + sum pi^2` for a softmax's logits.
+    """
+    weight = energy.where(mask, 0.0).cumsum(1) * mask
+    size = int(group.max()) + 1
+    top = weight.new_zeros(size, weight.shape[1]).index_add(0, group, weight * to_go)
+    low = weight.new_zeros(size, weight.shape[1]).index_add(0, group, weight)
+    return (top / low.clamp_min(1e-12))[group] * mask
+
+
+def reward_to_go(step_reward: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], gamma: float = 1.0) -> Tensor:
+    """`G_t = sum_{s >= t} gamma^(s - t) r_s` over the chosen steps; rewards off the mask count for the step before."""
+    out, running = torch.zeros_like(step_reward), step_reward.new_zeros(len(step_reward))
+    for t in reversed(range(step_reward.shape[1])):
+        running = torch.where(mask[:, t], step_reward[:, t] + gamma * running, step_reward[:, t] + running)
+        out[:, t] = running.where(mask[:, t], 0.0)
+    return out
+
+
+def shaped(step_reward: Float[Tensor, "n t"], potential: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"],
+           gamma: float = 1.0) -> Float[Tensor, "n t"]:
+    """`r + gamma Phi(s') - Phi(s)` (Ng, Harada, Russell 1999): leaves the optimal policy as it is.
+
+    `potential` is that of the state before each step; after the last chosen step it is 0.
+    """
+    after = torch.zeros_like(potential)
+    following = potential.new_zeros(len(potential))
+    for t in reversed(range(potential.shape[1])):
+        after[:, t] = following
+        following = potential[:, t].where(mask[:, t], following)
+    return (step_reward + gamma * after - potential).where(mask, 0.0)
+
+
+def success_weighted(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], weight: Callable[[Tensor], Tensor]) -> Tensor:
+    """`w(p) (r - p)` with p the group's mean reward: Dr. GRPO has w = 1, GRPO w = 1/sqrt(p (1 - p)) (binary rewards).
+
+    One family under many names: the weight says which difficulty a method cares for.
+    """
+    p = group_mean(reward, group)
+    return weight(p) * (reward - p)
+
+
+def pairwise(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], kernel: Callable[[Tensor], Tensor]) -> Tensor:
+    """`(1/G) sum_j kernel(r_i - r_j)` over the group; the identity kernel is the centred reward."""
+    same = group[:, None] == group[None]
+    gaps = kernel(reward[:, None] - reward[None])
+    return gaps.where(same, 0.0).sum(1) / same.sum(1)
+
+
 @dataclass(frozen=True)
 class GroupNormalized(Part):
     """Reward minus its group's mean, over its group's standard deviation (`group_normalized`)."""
@@ -144,3 +242,119 @@ class GAE(Part):
         paid = reward_at_last_step(rollouts.reward, rollouts.mask)
         advantage, returns = gae(paid, rollouts.old_value, rollouts.mask, self.gamma, self.lam)
         return {"advantage": whiten(advantage, rollouts.mask) if self.whitened else advantage, "returns": returns}
+
+
+@dataclass(frozen=True)
+class BatchNormalized(Part):
+    """Group mean, batch deviation (LitePPO, arXiv 2508.08221): easy groups do not blow up a tiny deviation."""
+
+    eps: float = 1e-4
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        centred = group_centred(rollouts.reward, rollouts.group)
+        deviation = rollouts.reward.std() if len(rollouts) > 1 else rollouts.reward.new_zeros(())
+        return spread(centred / (deviation + self.eps), rollouts.mask)
+
+
+@dataclass(frozen=True)
+class ReinforcePlusPlus(Part):
+    """REINFORCE++ (arXiv 2501.03262): the reward, normalised over all tokens of the batch.
+
+    Attributes:
+        group_baseline: subtract the group's mean first (the paper's "w/ baseline" form for several rollouts).
+    """
+
+    group_baseline: bool = False
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        reward = group_centred(rollouts.reward, rollouts.group) if self.group_baseline else rollouts.reward
+        return whiten(spread(reward, rollouts.mask), rollouts.mask)
+
+
+@dataclass(frozen=True)
+class ReMax(Part):
+    """Reward minus that of a greedy trajectory of the same prompt (arXiv 2310.10505, eq. 5)."""
+
+    reads = ("reward", "baseline_reward", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        return spread(rollouts.reward - rollouts.baseline_reward, rollouts.mask)
+
+
+@dataclass(frozen=True)
+class OPO(Part):
+    """Reward minus the group's length-weighted mean (`length_weighted_baseline`)."""
+
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        baseline = length_weighted_baseline(rollouts.reward, rollouts.group, rollouts.mask.sum(1))
+        return spread(rollouts.reward - baseline, rollouts.mask)
+
+
+@dataclass(frozen=True)
+class GPG(Part):
+    """Centred rewards, scaled up by the share of groups that have a signal (GPG, arXiv 2504.02546, eq. 8)."""
+
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        centred = group_centred(rollouts.reward, rollouts.group)
+        useful = (group_sum(centred.abs(), rollouts.group) > 1e-8).float().sum()
+        return spread(centred * len(centred) / useful.clamp_min(1), rollouts.mask)
+
+
+@dataclass(frozen=True)
+class PassAtK(Part):
+    """Credit for pass@k instead of pass@1, normalised (`pass_at_k_normalized`); rewards above 1/2 count as right."""
+
+    k: int = 4
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        return spread(pass_at_k_normalized(rollouts.reward > 0.5, rollouts.group, self.k), rollouts.mask)
+
+
+@dataclass(frozen=True)
+class GDPO(Part):
+    """Each named reward normalised in its group by itself, summed, then normalised over the batch (arXiv 2601.05242).
+
+    Summing first, as GRPO does, lets the reward with the largest spread decide.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    eps: float = 1e-4
+    reads = ("group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        parts = [self.weights.get(name, 1.0) * group_normalized(r, rollouts.group, self.eps)
+                 for name, r in totals(rollouts.rewards).items()]
+        total = torch.stack(parts).sum(0)
+        if len(total) > 1:
+            total = (total - total.mean()) / (total.std() + self.eps)
+        return spread(total, rollouts.mask)
+
+
+@dataclass(frozen=True)
+class TurnLevel(Part):
+    """Discounted reward-to-go of each step, normalised against the group's steps of the same turn.
+
+    Reads step rewards; the trajectory's own reward is paid at its last step.
+    """
+
+    gamma: float = 1.0
+    eps: float = 1e-4
+    reads = ("reward", "step_reward", "group", "turn", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        paid = rollouts.step_reward + reward_at_last_step(rollouts.reward, rollouts.mask)
+        to_go = reward_to_go(paid, rollouts.mask, self.gamma)
+        n, t = to_go.shape
+        turns = int(rollouts.turn.max()) + 1
+        key = rollouts.group[:, None] * turns + rollouts.turn.clamp_min(0)
+        flat, keys = to_go[rollouts.mask], key[rollouts.mask]
+        out = to_go.new_zeros(n, t)
+        out[rollouts.mask] = (flat - group_mean(flat, keys)) / (group_std(flat, keys) + self.eps)
+        return out

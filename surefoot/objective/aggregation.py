@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from surefoot.parts import Part
@@ -45,6 +45,16 @@ def constant_length(mask: Bool[Tensor, "n t"], length: float, total: Total = her
     return weights / (length * total(weights.new_tensor(float(len(weights)))).clamp_min(1))
 
 
+def turn_mean(mask: Bool[Tensor, "n t"], turn: Int[Tensor, "n t"], total: Total = here) -> Float[Tensor, "n t"]:
+    """Every turn with a step that trains weighs the same, its steps share that."""
+    index = turn.clamp_min(0)
+    size = int(index.max()) + 1 if index.numel() else 1
+    weights = mask.float()
+    counts = weights.new_zeros(len(mask), size).scatter_add(1, index, weights)
+    turns = total((counts > 0).sum().to(weights.dtype))
+    return weights / counts.gather(1, index).clamp_min(1) / turns.clamp_min(1)
+
+
 @dataclass(frozen=True)
 class TokenMean(Part):
     """`token_mean` of the steps that train."""
@@ -78,3 +88,24 @@ class ConstantLength(Part):
 
     def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
         return constant_length(rollouts.mask, self.length, total)
+
+
+@dataclass(frozen=True)
+class TurnMean(Part):
+    """`turn_mean` of the steps that train."""
+
+    reads = ("mask", "turn")
+
+    def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
+        return turn_mean(rollouts.mask, rollouts.turn, total)
+
+
+@dataclass(frozen=True)
+class TokenBudget(Part):
+    """A constant number of tokens in the denominator, whatever the batch holds: steps of long batches are larger."""
+
+    tokens: float = 4096.0
+    reads = ("mask",)
+
+    def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
+        return rollouts.mask.float() / self.tokens

@@ -1,14 +1,49 @@
-"""Entropies and the bonuses made of them."""
+"""Entropies of a step's distribution, and the bonuses made of them. All in nats."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
+
+
+def entropy(logp: Float[Tensor, "*s v"]) -> Float[Tensor, "*s"]:
+    """Shannon entropy `-sum p log p` of log-probabilities; zero-probability entries count nothing.
+
+    >>> entropy(torch.tensor([0.5, 0.25, 0.25]).log())
+    tensor(1.0397)
+    """
+    return -(logp.exp() * logp.where(logp > -torch.inf, 0.0)).sum(-1)
+
+
+def nucleus_entropy(logp: Float[Tensor, "*s v"], top_p: float) -> Float[Tensor, "*s"]:
+    """Entropy of the distribution renormalised on its smallest set of candidates with mass at least `top_p`."""
+    ordered = logp.sort(-1, descending=True).values
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    kept = ordered.masked_fill(before >= top_p, -torch.inf)
+    return entropy(kept.log_softmax(-1))
+
+
+def tsallis_entropy(logp: Float[Tensor, "*s v"], q: float) -> Float[Tensor, "*s"]:
+    """`(1 - sum p^q) / (q - 1)`; Shannon's in the limit q -> 1, which is returned there.
+
+    >>> tsallis_entropy(torch.tensor([0.5, 0.5]).log(), 2.0)
+    tensor(0.5000)
+    """
+    return entropy(logp) if q == 1 else (1 - (q * logp).exp().sum(-1)) / (q - 1)
+
+
+def bucket_entropy(logp: Float[Tensor, "*s v"], bucket: Int[Tensor, "v"], buckets: int) -> Float[Tensor, "*s"]:
+    """Entropy over buckets of candidates that mean the same (semantic entropy, arXiv 2302.09664)."""
+    mass = torch.zeros(*logp.shape[:-1], buckets, dtype=logp.dtype).index_add(-1, bucket, logp.exp())
+    return -(mass * mass.clamp_min(torch.finfo(mass.dtype).tiny).log()).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -23,5 +58,62 @@ class EntropyBonus(Part):
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         if not self.coef:
-            return rollouts.mask * 0.0
+            return torch.zeros_like(rollouts.mask, dtype=torch.float32)
         return -self.coef * rollouts.entropy.where(rollouts.mask, 0.0)
+
+
+@dataclass(frozen=True)
+class EntropyAdvantage(Part):
+    """An advantage with a bonus for uncertain steps, `A + min(alpha * H, |A| / kappa)` (arXiv 2506.14758, eq. 4).
+
+    The entropy is detached, and the bonus never turns the sign of an advantage (kappa > 1).
+
+    Attributes:
+        base: the advantage to shape.
+        alpha, kappa: scale and bound of the bonus.
+    """
+
+    base: Part
+    alpha: float = 0.4
+    kappa: float = 2.0
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.base.reads, "old_entropy", "mask")))
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        advantage = self.base(rollouts)
+        bonus = clipped_bonus(self.alpha * rollouts.old_entropy, advantage, self.kappa)
+        return (advantage + bonus).where(rollouts.mask, 0.0)
+
+
+def clipped_bonus(bonus: Float[Tensor, "n t"], advantage: Float[Tensor, "n t"], kappa: float) -> Float[Tensor, "n t"]:
+    """`min(relu(bonus), |A| / kappa)`, detached: a bonus that cannot turn an advantage's sign."""
+    return torch.minimum(bonus.detach().relu(), advantage.detach().abs() / kappa)
+
+
+@dataclass(frozen=True)
+class EntropyTarget(Part):
+    """A controller: moves the coefficient of an entropy bonus so that the measured entropy meets a target.
+
+    `log coef += rate * (target - entropy)` (soft actor-critic's temperature, arXiv 1812.05905, eq. 17), within bounds.
+
+    Attributes:
+        target: wanted entropy, nats a step.
+        field: the field to move.
+    """
+
+    target: float = 0.5
+    rate: float = 0.1
+    start: float = 1e-3
+    low: float = 1e-6
+    high: float = 0.1
+    field: str = "regularizers.entropybonus.coef"
+
+    def __call__(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        if "entropy" not in metrics:
+            return {}
+        value = math.log(self.memory.get("coef", self.start)) + self.rate * (self.target - metrics["entropy"])
+        coef = min(self.high, max(self.low, math.exp(value)))
+        self.memory["coef"] = coef
+        return {self.field: coef}
