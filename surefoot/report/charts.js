@@ -77,15 +77,17 @@ function lineChart({title, series, format, share, smooth}) {
   let [x0, x1] = [Math.min(...xs), Math.max(...xs)], [y0, y1] = [Math.min(...ys), Math.max(...ys)];
   if (x0 === x1) { x0 -= 0.5; x1 += 0.5; }
   if (y0 >= 0 && y0 < 0.35 * y1) y0 = 0;
-  const gap = y1 - y0 || Math.abs(y1) || 1;
-  if (y1 - y0 < 1e-12) { y0 -= gap * 0.5; y1 += gap * 0.5; } else { y1 += gap * 0.04; if (y0) y0 -= gap * 0.04; }
+  const gap = y1 - y0;
+  if (gap < 1e-12) [y0, y1] = y1 > 0 ? [0, 1.5 * y1] : y1 < 0 ? [1.5 * y1, 0] : [0, 1];
+  else { y1 += gap * 0.04; if (y0) y0 -= gap * 0.04; }
   const X = (x) => left + ((x - x0) / (x1 - x0)) * (W - left - right);
   const Y = (y) => H - bottom - ((y - y0) / (y1 - y0)) * (H - top - bottom);
   const root = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": describe(title, series, format)});
   const marks = ticks(y0, y1, 4), whole = marks.every((y) => Math.abs(100 * y - Math.round(100 * y)) < 1e-6);
   for (const y of marks) {
     root.append(svg("line", {class: "gridline", x1: left, x2: W - right, y1: Y(y), y2: Y(y)}));
-    root.append(svg("text", {x: left - 7, y: Y(y) + 4, "text-anchor": "end"}, share ? percent(y, whole ? 0 : 1) : number(y)));
+    root.append(svg("text", {x: left - 7, y: Y(y) + 4, "text-anchor": "end"},
+      share ? percent(y, whole ? 0 : 1) : number(y)));
   }
   root.append(svg("text", {x: 2, y: H - 8}, "step"));
   for (const x of ticks(x0, x1, 5).filter(Number.isInteger)) {
@@ -168,9 +170,10 @@ function intervalChart(rows) {
       close ? (row.before.value <= row.after.value ? "end" : "start") : "middle"}, percent(row.before.value)));
     if (row.after) g.append(svg("text", {class: "strong", x: X(row.after.value), y: y - 12, "text-anchor":
       close ? (row.before.value <= row.after.value ? "start" : "end") : "middle"}, percent(row.after.value)));
-    g.addEventListener("pointermove", (event) => tip.show(event, row.name, ...[["before", row.before], ["after", row.after]]
-      .filter(([, side]) => side).map(([when, side]) =>
-        `${when} ${percent(side.value)}` + (side.low == null ? "" : `, 95 % interval ${percent(side.low)} to ${percent(side.high)}`))));
+    const told = [["before", row.before], ["after", row.after]].filter(([, side]) => side).map(([when, side]) =>
+      `${when} ${percent(side.value)}` +
+      (side.low == null ? "" : `, 95 % interval ${percent(side.low)} to ${percent(side.high)}`));
+    g.addEventListener("pointermove", (event) => tip.show(event, row.name, ...told));
     g.addEventListener("pointerleave", tip.hide);
     root.append(g);
   });
@@ -185,10 +188,12 @@ function histogram(bins, W, H, labelled) {
     "aria-label": bins.map(([label, count]) => `${count} at ${label}`).join(", ")});
   bins.forEach(([label, count, fill], i) => {
     const height = (count / most) * (H - foot - head), x = i * width;
-    root.append(svg("rect", {x: x + (width - bar) / 2, y: H - foot - height, width: bar, height, rx: 2, style: `fill:${fill}`}));
+    root.append(svg("rect", {x: x + (width - bar) / 2, y: H - foot - height, width: bar, height, rx: 2,
+      style: `fill:${fill}`}));
     if (labelled) {
       root.append(svg("text", {x: x + width / 2, y: H - 5, "text-anchor": "middle"}, label));
-      if (count) root.append(svg("text", {class: "strong", x: x + width / 2, y: H - foot - height - 5, "text-anchor": "middle"}, count));
+      const over = {class: "strong", x: x + width / 2, y: H - foot - height - 5, "text-anchor": "middle"};
+      if (count) root.append(svg("text", over, count));
     }
   });
   root.append(svg("line", {class: "axis", x1: 0, x2: W, y1: H - foot, y2: H - foot}));

@@ -7,19 +7,32 @@ let chosen = runs[0], smooth = true;
 
 const SHARES = /^(correct|truncated|zero_groups|clipped.*|heldout\.pass@.*)$/;
 const NAMES = {
-  "heldout.pass@1": "Held-out accuracy", reward: "Reward", reward_std: "Spread of rewards", correct: "Correct in training",
-  entropy: "Entropy (nats per token)", kl: "KL divergence", length: "Response length (tokens)", grad_norm: "Gradient norm",
+  "heldout.pass@1": "Held-out accuracy", reward: "Reward", reward_std: "Spread of rewards",
+  correct: "Correct in training", entropy: "Entropy (nats per token)", kl: "KL divergence",
+  length: "Response length (tokens)", grad_norm: "Gradient norm",
   loss: "Loss", clipped: "Clipped steps", truncated: "Cut at the length limit", zero_groups: "Groups without signal",
-  lr: "Learning rate", tokens: "Tokens generated a step", "time.tokens_per_s": "Tokens a second", "time.total": "Seconds a step",
+  lr: "Learning rate", "time.tokens_per_s": "Tokens a second", "time.total": "Seconds a step",
 };
 const HIDDEN = /^(heldout\.n|time\.(rollout|score|update|other|tokens)|tokens)$/;
 
 const card = (...children) => el("section", {class: "card"}, ...children);
 const empty = (text) => el("p", {class: "empty"}, text);
 const format = (name) => (SHARES.test(name) ? percent : number);
-const label = (name) => NAMES[name] || (name.startsWith("rewards.") ? `Reward "${name.slice(8)}"` : name.replaceAll("_", " "));
+const label = (name) => NAMES[name] ||
+  (name.startsWith("rewards.") ? `Reward "${name.slice(8)}"` : name.replaceAll("_", " "));
 const verdict = (right) => right == null ? el("span", {class: "badge plain"}, "not judged")
   : el("span", {class: `badge ${right ? "right" : "wrong"}`}, right ? "✓ correct" : "✗ wrong");
+
+const reference = (answer) => answer == null ? null
+  : el("p", {class: "soft small"}, "Reference answer: ", el("span", {class: "mono"}, answer));
+
+// A table; columns whose head starts with # hold numbers.
+function table(heads, rows, shape = "") {
+  const cell = (tag, i, content) => el(tag, {class: heads[i].startsWith("#") ? "number" : null}, content);
+  return el("div", {class: "scroll"}, el("table", {class: shape},
+    el("thead", {}, el("tr", {}, ...heads.map((head, i) => cell("th", i, head.replace("#", ""))))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((content, i) => cell("td", i, content)))))));
+}
 
 function legend() {
   if (!several) return null;
@@ -39,7 +52,8 @@ function headline(run) {
   const {before, after} = run.evaluation, gained = after["pass@1"] - before["pass@1"];
   return el("p", {class: "headline"},
     el("b", {}, `${percent(before["pass@1"])} → ${percent(after["pass@1"])}`),
-    el("span", {class: `badge ${gained >= 0 ? "right" : "wrong"}`}, `${gained >= 0 ? "+" : "−"}${Math.abs(100 * gained).toFixed(1)} points`),
+    el("span", {class: `badge ${gained >= 0 ? "right" : "wrong"}`},
+      `${gained >= 0 ? "+" : "−"}${Math.abs(100 * gained).toFixed(1)} points`),
     el("span", {class: "soft"}, `accuracy on ${after.n} held-out problems, before and after training`));
 }
 
@@ -54,7 +68,8 @@ function accuracy() {
   })));
   const whole = !several && judged[0].evaluation.before && judged[0].evaluation.after;
   return card(whole ? headline(judged[0]) : el("h2", {}, "Held-out accuracy"),
-    el("p", {class: "soft small"}, "Hollow: before. Filled: after. Bands: 95 % intervals over problems."), legend(), intervalChart(rows));
+    el("p", {class: "soft small"}, "Hollow: before. Filled: after. Bands: 95 % intervals over problems."), legend(),
+    intervalChart(rows));
 }
 
 function numbersTable() {
@@ -70,11 +85,11 @@ function numbersTable() {
   const columns = [...accuracies.map((k) => [k, (e) => percent(e[k])]),
     ["ECE", (e) => number(e.ece)], ["AUC", (e) => number(e.auc)], ["entropy", (e) => number(e.entropy)],
     ["length", (e) => number(e.length)], ["problems", (e) => number(e.n)]];
-  return card(el("h2", {}, "Evaluation"), el("div", {class: "scroll"}, el("table", {},
-    el("thead", {}, el("tr", {}, el("th", {}, ""), ...columns.map(([name]) => el("th", {class: "number"}, name)))),
-    el("tbody", {}, ...rows.map(([name, e]) => el("tr", {}, el("td", {}, name),
-      ...columns.map(([, show]) => el("td", {class: "number"}, show(e) || "–"))))))),
-    el("p", {class: "soft small"}, "ECE and AUC set the likelihood per token against correctness; entropy in nats per token, estimated from samples."));
+  return card(el("h2", {}, "Evaluation"),
+    table(["", ...columns.map(([name]) => `#${name}`)],
+      rows.map(([name, e]) => [name, ...columns.map(([, show]) => show(e) || "–")])),
+    el("p", {class: "soft small"}, "ECE and AUC set the likelihood per token against correctness; entropy in " +
+      "nats per token, estimated from samples."));
 }
 
 function facts(run) {
@@ -82,15 +97,18 @@ function facts(run) {
   const minutes = run.seconds >= 120 ? `${(run.seconds / 60).toFixed(1)} min` : `${run.seconds.toFixed(0)} s`;
   const alarms = run.events.filter((e) => e.kind === "alarm").length;
   const shown = [["Method", c.method?.name], ["Policy", c.policy], ["Task", c.task], ["Steps", number(run.steps)],
-    ["Seed", t.seed], ["Tokens generated", run.tokens ? number(run.tokens) : null], ["Training time", run.seconds ? minutes : null],
-    ["Tokens a second", run.seconds && run.tokens ? number(run.tokens / run.seconds) : null], ["Alarms", String(alarms)]];
+    ["Seed", t.seed], ["Tokens generated", run.tokens ? number(run.tokens) : null],
+    ["Training time", run.seconds ? minutes : null],
+    ["Tokens a second", run.seconds && run.tokens ? number(run.tokens / run.seconds) : null],
+    ["Alarms", String(alarms)]];
   return card(several ? el("h2", {}, run.name) : el("h2", {}, "The run"),
     el("dl", {class: "facts"}, ...shown.filter(([, v]) => v != null && v !== "").map(([k, v]) =>
       el("div", {}, el("dt", {}, k), el("dd", {}, String(v))))));
 }
 
 function overview() {
-  return [accuracy(), ...runs.map(facts), curveGrid(["reward", "heldout.pass@1"], "filled"), numbersTable()].filter(Boolean);
+  const curves = curveGrid(["reward", "heldout.pass@1"], "filled");
+  return [accuracy(), ...runs.map(facts), curves || "", numbersTable() || ""];
 }
 
 // --- curves -----------------------------------------------------------------------------------------------------
@@ -103,7 +121,8 @@ function chart(name) {
   const head = el("div", {style: "display:flex;justify-content:space-between;gap:12px;margin-bottom:6px"},
     el("h3", {}, label(name)), el("span", {class: "soft small", style: "margin:0"}, last));
   return el("section", {class: "card", "data-curve": name}, head,
-    lineChart({title: label(name), series, format: format(name), share: SHARES.test(name), smooth: smooth && !name.startsWith("heldout") && name !== "lr"}));
+    lineChart({title: label(name), series, format: format(name), share: SHARES.test(name),
+      smooth: smooth && !name.startsWith("heldout") && name !== "lr"}));
 }
 
 function curveGrid(names, shape = "") {
@@ -118,8 +137,13 @@ function curvesTab() {
   const grid = curveGrid(order);
   if (!grid) return [empty("No steps yet.")];
   const box = el("input", {type: "checkbox", checked: smooth});
-  box.addEventListener("change", () => { smooth = box.checked; draw("curves"); document.querySelector("#panel-curves input").focus(); });
-  return [el("div", {class: "controls"}, el("label", {}, box, "Smooth (each step stays visible behind)")), legend(), grid].filter(Boolean);
+  box.addEventListener("change", () => {
+    smooth = box.checked;
+    draw("curves");
+    document.querySelector("#panel-curves input").focus();
+  });
+  return [el("div", {class: "controls"}, el("label", {}, box, "Smooth (each step stays visible behind)")),
+    legend() || "", grid];
 }
 
 // --- samples ----------------------------------------------------------------------------------------------------
@@ -155,13 +179,14 @@ function samplesTab() {
   const all = pairs(chosen);
   if (!all.length) return [empty("This run has no samples: it has not been evaluated yet.")];
   const buttons = Object.entries(CHANGES).map(([key, [name, keep]]) => {
-    const button = el("button", {class: "choice", type: "button", "aria-pressed": String(key === change)}, `${name} (${all.filter(keep).length})`);
+    const button = el("button", {class: "choice", type: "button", "aria-pressed": String(key === change)},
+      `${name} (${all.filter(keep).length})`);
     button.addEventListener("click", () => { change = key; draw("samples"); });
     return button;
   });
   const shown = all.filter(CHANGES[change][1]).map((pair) => card(
     el("p", {class: "question"}, pair.question.trim()),
-    pair.answer == null ? null : el("p", {class: "soft small"}, "Reference answer: ", el("span", {class: "mono"}, pair.answer)),
+    reference(pair.answer),
     el("div", {class: "pair"}, said("Before", pair.before), said("After", pair.after))));
   return [el("div", {class: "controls"}, ...buttons), ...(shown.length ? shown : [empty("No such question.")])];
 }
@@ -182,47 +207,65 @@ function binning(values) {
 function bins(rows, scale) {
   const counts = scale.labels.map(() => 0);
   rows.forEach((row) => { counts[scale.of(row[0])] += 1; });
-  const mix = (i) => `color-mix(in oklab, var(--c1), var(--c0) ${scale.labels.length > 1 ? (100 * i) / (scale.labels.length - 1) : 100}%)`;
+  const last = scale.labels.length - 1;
+  const mix = (i) => `color-mix(in oklab, var(--c1), var(--c0) ${last ? (100 * i) / last : 100}%)`;
   return scale.labels.map((name, i) => [name, counts[i], mix(i)]);
 }
 
 const silent = (group) => group.rows.every((row) => row[0] === group.rows[0][0]);
 
-function groupCard(group, index, scale) {
+function groupCard(group, index, scale, redraw) {
   const quiet = silent(group), mean = group.rows.reduce((sum, row) => sum + row[0], 0) / group.rows.length;
-  const button = el("button", {class: `group ${quiet ? "silent" : ""}`, type: "button", "aria-expanded": String(index === open)},
+  const note = quiet ? `no signal: all ${number(group.rows[0][0])}`
+    : `mean ${number(mean)}, ${group.rows.length} samples`;
+  const button = el("button",
+    {class: `group ${quiet ? "silent" : ""}`, type: "button", "aria-expanded": String(index === open)},
     el("span", {class: "name"}, group.question.trim() || `group ${index}`),
-    histogram(bins(group.rows, scale), 180, 44, false),
-    el("span", {class: "note"}, quiet ? `no signal: all ${number(group.rows[0][0])}` : `mean ${number(mean)}, ${group.rows.length} samples`));
-  button.addEventListener("click", () => { open = open === index ? null : index; draw("rewards"); document.querySelectorAll(".group")[index].focus(); });
+    histogram(bins(group.rows, scale), 180, 44, false), el("span", {class: "note"}, note));
+  button.addEventListener("click", () => {
+    open = open === index ? null : index;
+    redraw();
+    document.querySelectorAll(".group")[index].focus();
+  });
   return button;
 }
 
 function groupDetail(group) {
-  const rows = [...group.rows].sort((a, b) => b[0] - a[0]);
-  return card(el("p", {class: "question"}, group.question.trim()),
-    group.answer == null ? null : el("p", {class: "soft small"}, "Reference answer: ", el("span", {class: "mono"}, group.answer)),
-    el("div", {class: "scroll"}, el("table", {class: "texts"}, el("thead", {}, el("tr", {}, el("th", {class: "number"}, "Reward"), el("th", {}, ""),
-      el("th", {class: "number"}, "Tokens"), el("th", {}, "Completion"))),
-    el("tbody", {}, ...rows.map(([reward, right, length, text]) => el("tr", {}, el("td", {class: "number"}, number(reward)),
-      el("td", {}, verdict(right)), el("td", {class: "number"}, number(length)), el("td", {}, el("pre", {}, text))))))));
+  const rows = [...group.rows].sort((a, b) => b[0] - a[0]).map(([reward, right, length, text]) =>
+    [number(reward), verdict(right), number(length), el("pre", {}, text)]);
+  return card(el("p", {class: "question"}, group.question.trim()), reference(group.answer),
+    table(["#Reward", "", "#Tokens", "Completion"], rows, "texts"));
+}
+
+function stepOfRewards(redraw) {
+  const {groups} = chosen.rewards[at], rows = groups.flatMap((g) => g.rows), quiet = groups.filter(silent).length;
+  const scale = binning(rows.map((r) => r[0]));
+  const signal = quiet ? `${quiet} of ${groups.length} groups (${percent(quiet / groups.length, 0)}) have no signal: ` +
+    "all their trajectories got the same reward, so a group baseline leaves nothing to learn from."
+    : `${groups.length} groups, and each has trajectories of different rewards to learn from.`;
+  return [card(el("h2", {}, `Rewards of all ${rows.length} trajectories`), el("p", {class: "soft small"}, signal),
+      el("div", {style: "max-width:620px;margin-top:8px"}, histogram(bins(rows, scale), 620, 150, true))),
+    el("h2", {style: "margin:6px 0 10px"}, "Group by group"),
+    el("div", {class: "groups", style: "margin-bottom:18px"}, ...groups.map((g, i) => groupCard(g, i, scale, redraw))),
+    open != null && groups[open] ? groupDetail(groups[open]) : ""];
 }
 
 function rewardsTab() {
-  if (!chosen.rewards.length) return [empty("This run kept no rollouts.")];
-  if (at == null || at >= chosen.rewards.length) at = chosen.rewards.length - 1;
-  const {step, groups} = chosen.rewards[at], rows = groups.flatMap((g) => g.rows), scale = binning(rows.map((r) => r[0]));
-  const quiet = groups.filter(silent).length;
-  const slider = el("input", {type: "range", min: 0, max: chosen.rewards.length - 1, value: at, "aria-label": "Step", "aria-valuetext": `step ${step}`});
-  slider.addEventListener("input", () => { at = Number(slider.value); open = null; draw("rewards"); document.querySelector("#panel-rewards input").focus(); });
-  return [el("div", {class: "controls"}, el("label", {}, "Step", slider, el("b", {}, number(step))),
-      el("span", {class: "soft", style: "margin:0"}, `${chosen.rewards.length} of ${chosen.steps || chosen.rewards.length} steps are kept here`)),
-    card(el("h2", {}, `Rewards of all ${rows.length} trajectories`), el("p", {class: "soft small"},
-      `${groups.length} groups; ${quiet} of them (${percent(quiet / groups.length, 0)}) have no signal: every trajectory got the same reward, so a group baseline leaves nothing to learn from.`),
-      el("div", {style: "max-width:620px;margin-top:8px"}, histogram(bins(rows, scale), 620, 150, true))),
-    el("h2", {style: "margin:6px 0 10px"}, "Group by group"),
-    el("div", {class: "groups", style: "margin-bottom:18px"}, ...groups.map((g, i) => groupCard(g, i, scale))),
-    open != null && groups[open] ? groupDetail(groups[open]) : null].filter(Boolean);
+  const kept = chosen.rewards;
+  if (!kept.length) return [empty("This run kept no rollouts.")];
+  if (at == null || at >= kept.length) at = kept.length - 1;
+  const slider = el("input", {type: "range", min: 0, max: kept.length - 1, value: at, "aria-label": "Step"});
+  const shown = el("b", {}), body = el("div", {});
+  const redraw = () => {                // the slider itself stays, so that it can be dragged
+    shown.textContent = number(kept[at].step);
+    slider.setAttribute("aria-valuetext", `step ${kept[at].step}`);
+    body.replaceChildren(...stepOfRewards(redraw));
+  };
+  slider.addEventListener("input", () => { at = Number(slider.value); open = null; redraw(); });
+  redraw();
+  return [el("div", {class: "controls"}, el("label", {}, "Step", slider, shown),
+    el("span", {class: "soft", style: "margin:0"},
+      `${kept.length} of ${chosen.steps || kept.length} steps are kept here`)), body];
 }
 
 // --- configuration and events -----------------------------------------------------------------------------------
@@ -233,8 +276,10 @@ function configurationTab() {
   for (const line of chosen.toml.trimEnd().split("\n")) {
     const pair = /^(\s*[\w."@-]+)(\s*=\s*)(.*)$/.exec(line);
     if (/^\s*\[/.test(line)) pre.append(el("span", {class: "table"}, line));
-    else if (pair) pre.append(el("span", {class: "key"}, pair[1]), pair[2], /^"/.test(pair[3]) ? el("span", {class: "text"}, pair[3]) : pair[3]);
-    else pre.append(line);
+    else if (pair) {
+      const value = pair[3].startsWith('"') ? el("span", {class: "text"}, pair[3]) : pair[3];
+      pre.append(el("span", {class: "key"}, pair[1]), pair[2], value);
+    } else pre.append(line);
     pre.append("\n");
   }
   return [card(el("h2", {}, "config.toml"), el("p", {class: "soft small", style: "margin-bottom:12px"},
@@ -245,11 +290,9 @@ const TONE = {alarm: "wrong", stop: "wrong", skip: "wrong", end: "right", evalua
 
 function eventsTab() {
   if (!chosen.events.length) return [empty("Nothing happened yet.")];
-  return [card(el("h2", {}, "Events"), el("div", {class: "scroll"}, el("table", {},
-    el("thead", {}, el("tr", {}, el("th", {class: "number"}, "Step"), el("th", {}, "Kind"), el("th", {}, "What"), el("th", {}, "When"))),
-    el("tbody", {}, ...chosen.events.map((e) => el("tr", {}, el("td", {class: "number"}, String(e.step ?? "")),
-      el("td", {}, el("span", {class: `badge ${TONE[e.kind] || "plain"}`}, e.kind)), el("td", {}, String(e.message ?? "")),
-      el("td", {class: "soft small"}, String(e.time ?? "").replace("T", " "))))))))];
+  return [card(el("h2", {}, "Events"), table(["#Step", "Kind", "What", "When"], chosen.events.map((e) => [
+    String(e.step ?? ""), el("span", {class: `badge ${TONE[e.kind] || "plain"}`}, e.kind), String(e.message ?? ""),
+    el("span", {class: "soft small"}, String(e.time ?? "").replace("T", " "))])))];
 }
 
 // --- the page ---------------------------------------------------------------------------------------------------
@@ -281,14 +324,17 @@ function select(name, focus) {
 
 function start() {
   const [first] = runs, method = first.config.method?.name;
-  document.getElementById("title").textContent = several ? `${runs.length} runs compared` : [method, first.config.task].filter(Boolean).join(" on ") || first.name;
+  const about = [method, first.config.task].filter(Boolean).join(" on ") || first.name;
+  document.getElementById("title").textContent = several ? `${runs.length} runs compared` : about;
   document.getElementById("subtitle").textContent = runs.map((r) => r.name).join(", ");
   const names = Object.keys(TABS), bar = document.getElementById("tabs");
   for (const name of names) {
-    const tab = el("button", {role: "tab", type: "button", id: `tab-${name}`, "aria-controls": `panel-${name}`}, TABS[name][0]);
+    const tab = el("button", {role: "tab", type: "button", id: `tab-${name}`, "aria-controls": `panel-${name}`},
+      TABS[name][0]);
     tab.addEventListener("click", () => select(name));
     bar.append(tab);
-    document.getElementById("panels").append(el("div", {role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, hidden: true}));
+    document.getElementById("panels").append(
+      el("div", {role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, hidden: true}));
   }
   bar.addEventListener("keydown", (event) => {
     const here = names.findIndex((n) => document.getElementById(`tab-${n}`).getAttribute("aria-selected") === "true");

@@ -170,8 +170,16 @@ def test_every_tab_in_a_real_browser(tmp_path, opened):
     assert panel.locator(".group.silent").count() >= 2
     assert "no signal: all 0" in panel.inner_text()
     slider = panel.get_by_role("slider")
+    box, seen = slider.bounding_box(), []
+    page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
+    page.mouse.down()                                                         # a drag over several steps
+    for share in (0.7, 0.4, 0.1):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        seen.append(int(slider.input_value()))
+    page.mouse.up()
+    assert seen == sorted(seen, reverse=True) and len(set(seen)) == 3
     slider.press("Home")
-    assert "Step\n1" in panel.inner_text() or "Step 1" in re.sub(r"\s+", " ", panel.inner_text())
+    assert "Step 1 40 of 40 steps" in re.sub(r"\s+", " ", panel.inner_text())
     panel.locator(".group").nth(3).click()
     assert panel.locator("table tbody tr").count() == 8
     photograph(page, "rewards")
