@@ -97,20 +97,28 @@ class Method:
         """Raise `InputError` where a part reads an unknown column, or a live one before there is a gradient."""
         for column, readers in self.readers().items():
             if column not in COLUMNS:
-                raise InputError(f"method {self.name!r}: {readers[0]} reads unknown column {column!r}"
-                                 f"{nearest(column, COLUMNS)}")
+                raise InputError(
+                    f"method {self.name!r}: {readers[0]} reads unknown column {column!r}{nearest(column, COLUMNS)}"
+                )
         for column, readers in self.readers(*BATCH_SLOTS).items():
             if column in LIVE:
-                raise InputError(f"method {self.name!r}: {readers[0]} reads {column!r}, which exists only in the "
-                                 f"update; a part of the batch reads 'old_{column}'")
+                raise InputError(
+                    f"method {self.name!r}: {readers[0]} reads {column!r}, which exists only in the "
+                    f"update; a part of the batch reads 'old_{column}'"
+                )
         return self
 
     def fresh(self) -> Method:
         """A copy whose parts remember nothing, for a new run."""
-        return replace(self, **{
-            slot: tuple(p.fresh() for p in getattr(self, slot)) if slot in TUPLE_SLOTS else getattr(self, slot).fresh()
-            for slot in SLOTS
-        })
+        return replace(
+            self,
+            **{
+                slot: tuple(p.fresh() for p in getattr(self, slot))
+                if slot in TUPLE_SLOTS
+                else getattr(self, slot).fresh()
+                for slot in SLOTS
+            },
+        )
 
     def set(self, path: str, value: Any) -> Method:
         """A variant with one field changed: `GRPO.set("surrogate.low", 0.3)`; a string is read by the field's type.
@@ -129,7 +137,7 @@ class Method:
                 raise InputError(f"method {self.name!r}: {slot} has no part {name!r}{nearest(name, labels)}")
             i = labels[rest[0]]
             part = _set(current[i], rest[1:], value, f"{slot}.{rest[0]}")
-            return replace(self, **{slot: (*current[:i], part, *current[i + 1:])})
+            return replace(self, **{slot: (*current[:i], part, *current[i + 1 :])})
         if slot == "name" or not rest:
             return replace(self, **{slot: value if slot == "name" else read_as(value, Part, path)})
         return replace(self, **{slot: _set(current, rest, value, slot)})
@@ -249,7 +257,9 @@ def _vocabulary(home: str | None) -> dict[str, Any]:
 
     modules = [importlib.import_module(home)] if home else []
     for package in (surefoot.objective, surefoot.rollout):
-        modules += [importlib.import_module(m.name) for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+        modules += [
+            importlib.import_module(m.name) for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        ]
     found: dict[str, Any] = {}
     for module in reversed(modules):
         public = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
@@ -294,7 +304,9 @@ def _read_one(value: Any, hint: Any, where: str) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         kinds = get_args(hint)
         inner = kinds[0] if kinds else Any
-        read = [read_as(v, inner if len(kinds) < 2 or kinds[1] is ... else kinds[i], where) for i, v in enumerate(items)]
+        read = [
+            read_as(v, inner if len(kinds) < 2 or kinds[1] is ... else kinds[i], where) for i, v in enumerate(items)
+        ]
         return tuple(read) if origin is tuple else read
     if origin in (dict, Mapping) or hint in (dict, Mapping) or origin is typing.get_origin(Mapping[str, int]):
         return dict(value)

@@ -40,8 +40,10 @@ class PaperRow:
 def papers() -> list[PaperRow]:
     """Every system, by slug. Module and verdict are looked up, so they are never stale."""
     modules = _modules()
-    return [PaperRow(**row, module=modules.get(_file(row["slug"])), verdict=result(row["slug"]).get("verdict"))
-            for row in _rows()]
+    return [
+        PaperRow(**row, module=modules.get(_file(row["slug"])), verdict=result(row["slug"]).get("verdict"))
+        for row in _rows()
+    ]
 
 
 def paper(slug: str) -> PaperRow:
@@ -86,5 +88,8 @@ def _file(slug: str) -> str:
 def _modules() -> dict[str, str]:
     """File name -> module, for every method file."""
     root = HERE / "methods"
-    return {p.stem: ".".join(("surefoot", "methods", *p.relative_to(root).with_suffix("").parts))
-            for p in sorted(root.rglob("*.py")) if p.stem != "__init__"}
+    return {
+        p.stem: ".".join(("surefoot", "methods", *p.relative_to(root).with_suffix("").parts))
+        for p in sorted(root.rglob("*.py"))
+        if p.stem != "__init__"
+    }

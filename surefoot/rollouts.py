@@ -43,7 +43,7 @@ seed          | n     | int   | rollout | the seed of the trajectory's own rando
 prompt_tokens | m p   | int   | rollout | the prompts, one row a group, padded on the left
 prompt_mask   | m p   | bool  | rollout | false on the padding of prompt_tokens
 truncated     | n     | bool  | rollout | the trajectory was cut at the length limit
-rollout_logp  | n t   | float | rollout | log-probability of each step under the sampling distribution (engine's numerics)
+rollout_logp  | n t   | float | rollout | log-probability of each step as it was sampled (engine's numerics)
 age           | n     | int   | rollout | updates between the sampling policy and the current one
 reward        | n     | float | method  | the one reward, from the named rewards
 step_reward   | n t   | float | method  | reward paid at each step, where a part shapes it
@@ -52,7 +52,7 @@ baseline_reward | n   | float | rollout | reward of a greedy trajectory of the s
 advantage     | n t   | float | method  | credit of each step
 returns       | n t   | float | method  | target of the value function
 weight        | n t   | float | method  | factor on the loss of each step
-old_logp      | n t   | float | signal  | log-probability when the batch was made (trainer's numerics, at the sampling temperature)
+old_logp      | n t   | float | signal  | log-probability when the batch was made (trainer's numerics, sampling temperature)
 old_entropy   | n t   | float | signal  | entropy of the step's distribution when the batch was made, nats
 old_value     | n t   | float | signal  | value before each step when the batch was made
 ref_logp      | n t   | float | signal  | log-probability under the reference policy
@@ -159,10 +159,16 @@ class Rollouts(Mapping[str, Tensor]):
         return self._sizes.get("t", 0)
 
     def __repr__(self) -> str:
-        return f"Rollouts(n={len(self)}, t={self.steps}, columns={sorted(self._columns)}, rewards={sorted(self.rewards)})"
+        return (
+            f"Rollouts(n={len(self)}, t={self.steps}, columns={sorted(self._columns)}, rewards={sorted(self.rewards)})"
+        )
 
-    def having(self, rewards: Mapping[str, Tensor] | None = None, notes: Mapping[str, Sequence] | None = None,
-               **columns: Tensor) -> Rollouts:
+    def having(
+        self,
+        rewards: Mapping[str, Tensor] | None = None,
+        notes: Mapping[str, Sequence] | None = None,
+        **columns: Tensor,
+    ) -> Rollouts:
         """This table with more, or replaced, columns (and rewards and notes)."""
         return Rollouts(self._columns | columns, self.rewards | dict(rewards or {}), self.notes | dict(notes or {}))
 
@@ -197,7 +203,8 @@ class Rollouts(Mapping[str, Tensor]):
     def to(self, device: torch.device | str) -> Rollouts:
         """The table with its tensors on `device`."""
         return Rollouts(
-            {k: v.to(device) for k, v in self._columns.items()}, {k: v.to(device) for k, v in self.rewards.items()},
+            {k: v.to(device) for k, v in self._columns.items()},
+            {k: v.to(device) for k, v in self.rewards.items()},
             self.notes,
         )
 

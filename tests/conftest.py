@@ -13,9 +13,19 @@ def tiny_llama(seed: int = 0, vocab: int = 40, heads: int = 4, kv_heads: int = 2
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                         num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=128,
-                         bos_token_id=None, eos_token_id=1, pad_token_id=0, **changes)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        **changes,
+    )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -52,8 +62,13 @@ def digits_task(problems: int = 40, length: int = 12):
     def digits(completions):
         return [sum(ch.isdigit() for ch in c) / max(1, len(c)) for c in completions]
 
-    return TextTask("digits", [Problem(f"say {i}", "0") for i in range(problems)],
-                    [Problem(f"hold {i}", "0") for i in range(10)], digits, max_new_tokens=length)
+    return TextTask(
+        "digits",
+        [Problem(f"say {i}", "0") for i in range(problems)],
+        [Problem(f"hold {i}", "0") for i in range(10)],
+        digits,
+        max_new_tokens=length,
+    )
 
 
 @pytest.fixture

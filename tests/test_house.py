@@ -60,5 +60,7 @@ def test_no_branch_on_a_methods_name():
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Compare):
-                    words = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+                    words = {
+                        n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                    }
                     assert not words & slugs, f"{path}: line {node.lineno} compares with {words & slugs}"

@@ -50,15 +50,18 @@ def test_set_reads_text_by_the_field_type():
     assert GRPO.set("advantage", "GroupCentred").advantage == GroupCentred()
 
 
-@pytest.mark.parametrize(("path", "value", "message"), [
-    ("surogate.low", "1", "did you mean 'surrogate'"),
-    ("surrogate.lo", "1", "did you mean 'low'"),
-    ("prompts.rollouts", "many", "prompts.rollouts: got 'many', expected int"),
-    ("prompts.rollouts", "2.5", "expected int"),
-    ("regularizers.kk.coef", "1", "did you mean 'kl'"),
-    ("advantage", "GroupCentered", "did you mean 'GroupCentred'"),
-    ("surrogate.low", "x", "expected float"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("surogate.low", "1", "did you mean 'surrogate'"),
+        ("surrogate.lo", "1", "did you mean 'low'"),
+        ("prompts.rollouts", "many", "prompts.rollouts: got 'many', expected int"),
+        ("prompts.rollouts", "2.5", "expected int"),
+        ("regularizers.kk.coef", "1", "did you mean 'kl'"),
+        ("advantage", "GroupCentered", "did you mean 'GroupCentred'"),
+        ("surrogate.low", "x", "expected float"),
+    ],
+)
 def test_bad_overrides_name_the_place_and_the_nearest(path, value, message):
     with pytest.raises(InputError, match=message):
         GRPO.set(path, value)

@@ -12,8 +12,22 @@ from surefoot.cli import main
 from surefoot.errors import InputError
 from surefoot.papers import module_of, paper, papers
 
-KINDS = {"language", "preference", "distillation", "agents", "multimodal", "control", "offline-control", "tabular",
-         "diffusion-image", "diffusion-lm", "evaluation", "search", "optimizer", "scaling"}
+KINDS = {
+    "language",
+    "preference",
+    "distillation",
+    "agents",
+    "multimodal",
+    "control",
+    "offline-control",
+    "tabular",
+    "diffusion-image",
+    "diffusion-lm",
+    "evaluation",
+    "search",
+    "optimizer",
+    "scaling",
+}
 
 
 def test_all_systems_are_listed_once():

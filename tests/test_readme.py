@@ -21,8 +21,11 @@ def test_the_readmes_code_runs(i, tmp_path, monkeypatch):
     from surefoot.training.settings import Settings
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "Settings", lambda **k: Settings(**(k | {"steps": 1, "final_problems": 4,
-                                                                      "final_samples": 2, "eval_every": 0})))
+    monkeypatch.setattr(
+        loop,
+        "Settings",
+        lambda **k: Settings(**(k | {"steps": 1, "final_problems": 4, "final_samples": 2, "eval_every": 0})),
+    )
     scope: dict = {"__name__": "readme"}
     import sys
     import types

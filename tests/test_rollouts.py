@@ -11,10 +11,18 @@ def _table(n=4, t=5, offset=0):
     lengths = torch.tensor([2, 5, 3, 1])[:n]
     present = torch.arange(t) < lengths[:, None]
     return Rollouts(
-        dict(tokens=torch.arange(n * t).view(n, t) + offset, mask=present, present=present,
-             group=torch.tensor([0, 0, 1, 1])[:n], reward=torch.arange(n).float(),
-             prompt_tokens=torch.ones(2, 3, dtype=torch.long), prompt_mask=torch.ones(2, 3, dtype=torch.bool)),
-        rewards={"accuracy": torch.arange(n).float()}, notes={"completion": [f"c{i}" for i in range(n)]})
+        dict(
+            tokens=torch.arange(n * t).view(n, t) + offset,
+            mask=present,
+            present=present,
+            group=torch.tensor([0, 0, 1, 1])[:n],
+            reward=torch.arange(n).float(),
+            prompt_tokens=torch.ones(2, 3, dtype=torch.long),
+            prompt_mask=torch.ones(2, 3, dtype=torch.bool),
+        ),
+        rewards={"accuracy": torch.arange(n).float()},
+        notes={"completion": [f"c{i}" for i in range(n)]},
+    )
 
 
 def test_every_column_is_documented():

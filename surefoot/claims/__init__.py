@@ -89,8 +89,13 @@ def claim(slug: str) -> Claim:
     return importlib.import_module(f"surefoot.claims.{name}").CLAIM
 
 
-def reproduce(slug: str, size: Size = "quick", seeds: Sequence[int] | None = None, out: str | Path | None = None,
-              record: bool = False) -> Outcome:
+def reproduce(
+    slug: str,
+    size: Size = "quick",
+    seeds: Sequence[int] | None = None,
+    out: str | Path | None = None,
+    record: bool = False,
+) -> Outcome:
     """Run the claim of a paper.
 
     Args:
@@ -128,9 +133,15 @@ def result(asked: Claim, outcome: Outcome, size: Size, seeds: Sequence[int]) -> 
     found = asdict(outcome)
     found["pictures"] = [path.name for path in outcome.pictures]
     return {
-        "slug": asked.slug, "verdict": found.pop("verdict"), "statement": asked.statement,
-        "refuted_if": asked.refuted_if, "size": size, "seeds": list(seeds),
-        "date": datetime.date.today().isoformat(), "machine": machine(), **found,
+        "slug": asked.slug,
+        "verdict": found.pop("verdict"),
+        "statement": asked.statement,
+        "refuted_if": asked.refuted_if,
+        "size": size,
+        "seeds": list(seeds),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        **found,
     }
 
 

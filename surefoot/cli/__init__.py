@@ -53,16 +53,24 @@ def _dispatch(argv: list[str]) -> int:
     if verb not in VERBS:
         raise InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; see surefoot --help")
     module = importlib.import_module(f"surefoot.cli.{verb}")
-    parser = _Parser(prog=f"surefoot {verb}", description=module.HELP,
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(
+        prog=f"surefoot {verb}", description=module.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     module.arguments(parser)
     return module.run(parser.parse_args(rest))
 
 
 def _overview() -> str:
     lines = [f"  {verb:<10} {importlib.import_module(f'surefoot.cli.{verb}').HELP}" for verb in VERBS]
-    return "\n".join(["surefoot: policy optimization that keeps its footing", "", *lines, "",
-                      "surefoot VERB --help tells more; surefoot train with no flags runs the main job."])
+    return "\n".join(
+        [
+            "surefoot: policy optimization that keeps its footing",
+            "",
+            *lines,
+            "",
+            "surefoot VERB --help tells more; surefoot train with no flags runs the main job.",
+        ]
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -29,8 +29,19 @@ def run(args: argparse.Namespace) -> int:
     from surefoot.comparison import compare
     from surefoot.comparison.output import text
 
-    found = compare(args.methods, args.task, args.policy, seeds=args.seeds, steps=args.steps, out=args.out,
-                    set=overrides(args.set), reward=args.reward, jobs=args.jobs, ray=args.ray, progress=not args.quiet)
+    found = compare(
+        args.methods,
+        args.task,
+        args.policy,
+        seeds=args.seeds,
+        steps=args.steps,
+        out=args.out,
+        set=overrides(args.set),
+        reward=args.reward,
+        jobs=args.jobs,
+        ray=args.ray,
+        progress=not args.quiet,
+    )
     if args.json:
         import json
 

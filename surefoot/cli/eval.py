@@ -51,5 +51,7 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(value, (int, float)) and key != "n":
             shown = f"{100 * value:.1f}%" if key.startswith(("pass@", "maj@")) else f"{value:.3f}"
             interval = record.get(f"{key}_interval")
-            print(f"  {key:<10} {shown}" + (f"  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""))
+            print(
+                f"  {key:<10} {shown}" + (f"  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
+            )
     return 0

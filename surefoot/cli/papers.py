@@ -40,8 +40,13 @@ def print_table(shown: list, rows: list) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    facts = {"slug": [r.slug for r in shown], "arXiv": [r.arxiv for r in shown], "kind": [r.kind for r in shown],
-             "here": ["yes" if r.module else "-" for r in shown], "claim": [r.verdict or "-" for r in shown]}
+    facts = {
+        "slug": [r.slug for r in shown],
+        "arXiv": [r.arxiv for r in shown],
+        "kind": [r.kind for r in shown],
+        "here": ["yes" if r.module else "-" for r in shown],
+        "claim": [r.verdict or "-" for r in shown],
+    }
     for name, cells in facts.items():
         table.add_column(name, no_wrap=True, min_width=max(map(len, [name, *cells])))
     table.add_column("title", overflow="ellipsis", no_wrap=True)
@@ -50,5 +55,6 @@ def print_table(shown: list, rows: list) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
     there, judged = sum(r.module is not None for r in rows), sum(r.verdict is not None for r in rows)
-    console.print(f"\n{len(rows)} systems, {there} implemented, {judged} with a claim that has run; "
-                  f"surefoot show SLUG tells more")
+    console.print(
+        f"\n{len(rows)} systems, {there} implemented, {judged} with a claim that has run; surefoot show SLUG tells more"
+    )

@@ -12,12 +12,19 @@ HELP = "train a policy on a task with a method (no flags: the main job)"
 def arguments(parser: argparse.ArgumentParser) -> None:
     from surefoot import tasks
 
-    parser.add_argument("--policy", default="pebble", help="pebble, a cached name, a folder, a .gguf, a Hugging Face id")
+    parser.add_argument(
+        "--policy", default="pebble", help="pebble, a cached name, a folder, a .gguf, a Hugging Face id"
+    )
     parser.add_argument("--task", default=tasks.DEFAULT, help="rg:<dataset>[:key=value,...], a JSONL or Parquet path")
     parser.add_argument("--reward", help="for a file: exact, math or module:function")
     parser.add_argument("--method", default="grpo", help="a slug (surefoot papers) or module:OBJECT")
-    parser.add_argument("--set", action="append", default=[], metavar="PART.FIELD=VALUE",
-                        help="change a field of the method (surrogate.low=0.3) or the trainer (train.lr=1e-3)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PART.FIELD=VALUE",
+        help="change a field of the method (surrogate.low=0.3) or the trainer (train.lr=1e-3)",
+    )
     parser.add_argument("--steps", type=int, help="batches to train on; none takes train.steps")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--teacher", help="the policy behind a method that reads a teacher")
@@ -33,15 +40,32 @@ def run(args: argparse.Namespace) -> int:
     if args.resume:
         result = sf.resume(args.resume, progress=not args.quiet)
     else:
-        result = sf.train(args.policy, args.task, args.method, reward=args.reward, steps=args.steps, seed=args.seed,
-                          out=args.out, set=overrides(args.set), teacher=args.teacher, progress=not args.quiet)
+        result = sf.train(
+            args.policy,
+            args.task,
+            args.method,
+            reward=args.reward,
+            steps=args.steps,
+            seed=args.seed,
+            out=args.out,
+            set=overrides(args.set),
+            teacher=args.teacher,
+            progress=not args.quiet,
+        )
     if args.json:
         import json
 
         drop = ("samples", "per_problem")
-        print(json.dumps({"folder": str(result.folder), "seconds": result.seconds,
-                          "before": {k: v for k, v in result.before.items() if k not in drop},
-                          "after": {k: v for k, v in result.after.items() if k not in drop}}))
+        print(
+            json.dumps(
+                {
+                    "folder": str(result.folder),
+                    "seconds": result.seconds,
+                    "before": {k: v for k, v in result.before.items() if k not in drop},
+                    "after": {k: v for k, v in result.after.items() if k not in drop},
+                }
+            )
+        )
         return 0
     print(summary(result))
     return 0

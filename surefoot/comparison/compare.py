@@ -61,13 +61,21 @@ def compare(
     check(methods, chosen, numbers, set or {}, jobs)
     posed = tasks.load(task, reward)
     folder = Path(out) if out else Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-compare"
-    plan = {"task": task if isinstance(task, str) else posed.name, "policy": policy, "steps": steps, "reward": reward,
-            "set": {k: str(v) for k, v in (set or {}).items()}}
+    plan = {
+        "task": task if isinstance(task, str) else posed.name,
+        "policy": policy,
+        "steps": steps,
+        "reward": reward,
+        "set": {k: str(v) for k, v in (set or {}).items()},
+    }
     keep_plan(folder, plan)
     grid = {name: [folder / name.replace(":", "-") / f"seed-{seed}" for seed in numbers] for name in chosen}
     named = all(isinstance(m, str) for m in (*methods, task))
-    made = [Job(name, seed, path, command(name, seed, path, plan))
-            for name, paths in grid.items() for seed, path in zip(numbers, paths, strict=True)]
+    made = [
+        Job(name, seed, path, command(name, seed, path, plan))
+        for name, paths in grid.items()
+        for seed, path in zip(numbers, paths, strict=True)
+    ]
     if not named:
         made = [replace(job, here=partial(train_here, job, chosen[job.method], posed, plan)) for job in made]
     run_jobs(made, at_once=jobs, ray_address=ray, progress=progress)
@@ -81,8 +89,13 @@ def label(method: str | Method) -> str:
     return method if isinstance(method, str) else method.name
 
 
-def check(methods: Sequence[str | Method], chosen: Mapping[str, Method], seeds: Sequence[int],
-          overrides: Mapping[str, Any], jobs: int) -> None:
+def check(
+    methods: Sequence[str | Method],
+    chosen: Mapping[str, Method],
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any],
+    jobs: int,
+) -> None:
     """Refuse what could only fail later, in every run."""
     if not methods or not len(seeds):
         raise InputError(f"compare: {len(methods)} methods and {len(seeds)} seeds; expected at least one of each")
@@ -96,8 +109,9 @@ def check(methods: Sequence[str | Method], chosen: Mapping[str, Method], seeds: 
         method, settings = apply_overrides(method, Settings(), overrides)
         method.check()
         if not settings.final_problems or not settings.final_samples:
-            raise InputError("compare: train.final_problems and train.final_samples must be above 0; they are what "
-                             "is compared")
+            raise InputError(
+                "compare: train.final_problems and train.final_samples must be above 0; they are what is compared"
+            )
 
 
 def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
@@ -107,8 +121,10 @@ def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
         known = json.loads(path.read_text())
         for key, value in plan.items():
             if known.get(key) != value:
-                raise InputError(f"output folder {str(folder)!r} holds a comparison with {key} {known.get(key)!r}, not "
-                                 f"{value!r}; choose another --out")
+                raise InputError(
+                    f"output folder {str(folder)!r} holds a comparison with {key} {known.get(key)!r}, not "
+                    f"{value!r}; choose another --out"
+                )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"output folder {str(folder)!r} exists and holds no comparison; choose another --out")
@@ -122,14 +138,34 @@ def train_here(job: Job, method: Method, task: Task, plan: Mapping[str, Any]) ->
         resume(job.folder, task=task, method=method, progress=False)
         return
     job.make_room()
-    train(plan["policy"], task, method, steps=plan["steps"], seed=job.seed, out=job.folder, set=plan["set"],
-          progress=False)
+    train(
+        plan["policy"],
+        task,
+        method,
+        steps=plan["steps"],
+        seed=job.seed,
+        out=job.folder,
+        set=plan["set"],
+        progress=False,
+    )
 
 
 def command(method: str, seed: int, folder: Path, plan: Mapping[str, Any]) -> list[str]:
     """Arguments of `surefoot` for one run."""
-    out = ["train", "--policy", plan["policy"], "--task", plan["task"], "--method", method, "--seed", str(seed),
-           "--out", str(folder), "--quiet"]
+    out = [
+        "train",
+        "--policy",
+        plan["policy"],
+        "--task",
+        plan["task"],
+        "--method",
+        method,
+        "--seed",
+        str(seed),
+        "--out",
+        str(folder),
+        "--quiet",
+    ]
     if plan["steps"] is not None:
         out += ["--steps", str(plan["steps"])]
     if plan["reward"]:

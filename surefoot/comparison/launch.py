@@ -17,7 +17,7 @@ from typing import IO
 from surefoot.errors import InputError, SurefootError
 from surefoot.report.data import read_evaluation, read_lines
 
-SAVING = 120.0    # seconds that interrupted jobs on a cluster get to save
+SAVING = 120.0  # seconds that interrupted jobs on a cluster get to save
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Processes:
                 self.running.add(process)
             try:
                 status = patiently(process)
-            except KeyboardInterrupt:      # a cancelled Ray task
+            except KeyboardInterrupt:  # a cancelled Ray task
                 process.send_signal(signal.SIGINT)
                 status = process.wait()
             with self.lock:
@@ -117,12 +117,17 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1, ray_address: str | None = No
     """
     waiting = [job for job in jobs if not job.finished]
     say = _teller(jobs, waiting, progress)
-    failures = (_on_ray(waiting, ray_address, say) if ray_address is not None
-                else _here(waiting, at_once, say)) if waiting else {}
+    failures = (
+        (_on_ray(waiting, ray_address, say) if ray_address is not None else _here(waiting, at_once, say))
+        if waiting
+        else {}
+    )
     if failures:
         job, why = next(iter(failures.items()))
-        raise RunsFailed(f"compare: {len(failures)} of {len(jobs)} runs failed; the first, {job}: {why}. The others "
-                         f"are kept; the same command goes on")
+        raise RunsFailed(
+            f"compare: {len(failures)} of {len(jobs)} runs failed; the first, {job}: {why}. The others "
+            f"are kept; the same command goes on"
+        )
 
 
 def _here(jobs: Sequence[Job], at_once: int, say: Callable[[Job, str], None]) -> dict[str, str]:
@@ -223,8 +228,9 @@ def start(command: list[str], output: IO[bytes], threads: int) -> subprocess.Pop
     """
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                                env=environment(threads))
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment(threads)
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

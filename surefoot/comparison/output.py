@@ -16,8 +16,9 @@ def write(comparison: Comparison) -> None:
     folder = comparison.folder
     write_aside(folder / "comparison.json", json.dumps(finite(comparison.to_dict()), indent=1).encode())
     write_aside(folder / "comparison.md", markdown(comparison).encode())
-    courses = {name: [curves(read_lines(path / "metrics.jsonl")) for path in paths]
-               for name, paths in comparison.runs.items()}
+    courses = {
+        name: [curves(read_lines(path / "metrics.jsonl")) for path in paths] for name, paths in comparison.runs.items()
+    }
     rows = comparison.to_dict()["methods"]
     methods_figure(rows, courses, comparison.rows[0].before, folder / "comparison.png")
 
@@ -27,14 +28,32 @@ def markdown(comparison: Comparison) -> str:
     c = comparison
     table = [["method", "pass@1", "95 % interval", "each seed", f"pass@{c.k}", "before", "tokens", "seconds"]]
     for row in c.rows:
-        table.append([row.name, share(row.mean), f"{share(row.low)} to {share(row.high)}",
-                      ", ".join(share(s) for s in row.per_seed), share(row.best), share(row.before),
-                      f"{row.tokens:,.0f}", f"{row.seconds:.0f}"])
+        table.append(
+            [
+                row.name,
+                share(row.mean),
+                f"{share(row.low)} to {share(row.high)}",
+                ", ".join(share(s) for s in row.per_seed),
+                share(row.best),
+                share(row.before),
+                f"{row.tokens:,.0f}",
+                f"{row.seconds:.0f}",
+            ]
+        )
     parts = [f"# {len(c.rows)} methods on {c.task}", about(c), in_markdown(table)]
     if c.pairs:
         pairs = [["difference", "points", "95 % interval", "p", "p, Holm", "real"]]
-        pairs += [[f"{p.a} − {p.b}", points(p.mean), f"{points(p.low)} to {points(p.high)}", f"{p.p:.3g}",
-                   f"{p.adjusted:.3g}", "yes" if p.real else "no"] for p in c.pairs]
+        pairs += [
+            [
+                f"{p.a} − {p.b}",
+                points(p.mean),
+                f"{points(p.low)} to {points(p.high)}",
+                f"{p.p:.3g}",
+                f"{p.adjusted:.3g}",
+                "yes" if p.real else "no",
+            ]
+            for p in c.pairs
+        ]
         parts += ["## Which differences are real", in_markdown(pairs), verdict(c.pairs)]
     parts.append("![Accuracy by step, and at the end](comparison.png)")
     return "\n\n".join(parts) + "\n"
@@ -43,9 +62,11 @@ def markdown(comparison: Comparison) -> str:
 def about(c: Comparison) -> str:
     """What was measured, in one paragraph."""
     seeds = ", ".join(map(str, c.seeds))
-    return (f"Policy {c.policy}; seeds {seeds}; pass@1 on the same {c.problems} held-out problems, {c.k} samples each. "
-            f"Intervals and p-values take seeds and problems as samples of more (random effects)"
-            + ("; with one seed they say nothing about other seeds." if len(c.seeds) == 1 else "."))
+    return (
+        f"Policy {c.policy}; seeds {seeds}; pass@1 on the same {c.problems} held-out problems, {c.k} samples each. "
+        f"Intervals and p-values take seeds and problems as samples of more (random effects)"
+        + ("; with one seed they say nothing about other seeds." if len(c.seeds) == 1 else ".")
+    )
 
 
 def verdict(pairs: tuple[Pair, ...]) -> str:
@@ -65,14 +86,18 @@ def text(comparison: Comparison) -> str:
     lines = [about(c), "", f"{'':<{width}}  pass@1  [95 % interval]  pass@{c.k:<3}  each seed"]
     for row in c.rows:
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        lines.append(f"{row.name:<{width}}  {share(row.mean):>6}  {interval:<15}  {share(row.best):>7}   "
-                     + " ".join(share(s) for s in row.per_seed))
+        lines.append(
+            f"{row.name:<{width}}  {share(row.mean):>6}  {interval:<15}  {share(row.best):>7}   "
+            + " ".join(share(s) for s in row.per_seed)
+        )
     lines.append(f"{'before':<{width}}  {share(c.rows[0].before):>6}")
     if c.pairs:
         lines.append("")
         for p in c.pairs:
-            lines.append(f"{p.a} - {p.b}: {points(p.mean)} points [{points(p.low)}, {points(p.high)}], p {p.p:.3g}, "
-                         f"Holm {p.adjusted:.3g}: {'real' if p.real else 'could be luck'}")
+            lines.append(
+                f"{p.a} - {p.b}: {points(p.mean)} points [{points(p.low)}, {points(p.high)}], p {p.p:.3g}, "
+                f"Holm {p.adjusted:.3g}: {'real' if p.real else 'could be luck'}"
+            )
         lines += ["", verdict(c.pairs)]
     return "\n".join([*lines, "", f"written  {c.folder / 'comparison.md'}, .json, .png"])
 

@@ -77,7 +77,11 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in `comparison.json`."""
         return {
-            "task": self.task, "policy": self.policy, "seeds": list(self.seeds), "problems": self.problems, "k": self.k,
+            "task": self.task,
+            "policy": self.policy,
+            "seeds": list(self.seeds),
+            "problems": self.problems,
+            "k": self.k,
             "methods": [asdict(row) | {"per_seed": list(row.per_seed)} for row in self.rows],
             "pairs": [asdict(pair) | {"real": pair.real} for pair in self.pairs],
         }
@@ -102,9 +106,14 @@ def compare_runs(runs: Mapping[str, Sequence[Path]], folder: Path) -> Comparison
     rows.sort(key=lambda row: -row.mean)
     config = read_config(next(iter(runs.values()))[0])[1]
     return Comparison(
-        folder=folder, task=first["task"], policy=config.get("policy", ""), problems=first["after"]["n"], k=first["k"],
+        folder=folder,
+        task=first["task"],
+        policy=config.get("policy", ""),
+        problems=first["after"]["n"],
+        k=first["k"],
         seeds=tuple(int(path.name.rsplit("-", 1)[-1]) for path in next(iter(runs.values()))),
-        rows=tuple(rows), pairs=tuple(_pairs([row.name for row in rows], tables)),
+        rows=tuple(rows),
+        pairs=tuple(_pairs([row.name for row in rows], tables)),
         runs={name: list(folders) for name, folders in runs.items()},
     )
 
@@ -132,11 +141,15 @@ def _shares(side: dict[str, Any]) -> Float[np.ndarray, "p"]:
     return np.array([p["correct"] / p["samples"] for p in side["per_problem"]])
 
 
-def _row(name: str, table: Float[np.ndarray, "s p"], records: list[dict[str, Any]],
-         folders: Sequence[Path]) -> MethodResult:
+def _row(
+    name: str, table: Float[np.ndarray, "s p"], records: list[dict[str, Any]], folders: Sequence[Path]
+) -> MethodResult:
     interval = crossed_test(table)
     return MethodResult(
-        name=name, mean=interval.mean, low=max(0.0, interval.low), high=min(1.0, interval.high),
+        name=name,
+        mean=interval.mean,
+        low=max(0.0, interval.low),
+        high=min(1.0, interval.high),
         per_seed=tuple(table.mean(1).tolist()),
         best=float(np.mean([r["after"][f"pass@{r['k']}"] for r in records])),
         before=float(np.mean([r["before"]["pass@1"] for r in records if r.get("before")] or [np.nan])),

@@ -16,8 +16,9 @@ from surefoot.tasks.verifiers import final_answer
 SHOWN = 24  # problems whose samples are kept for the report
 
 
-def sample_heldout(policy: Any, task: Task, problems: int, k: int, seed: int, sampling: Sampling,
-                   rows: int = 1024) -> list[Rollouts]:
+def sample_heldout(
+    policy: Any, task: Task, problems: int, k: int, seed: int, sampling: Sampling, rows: int = 1024
+) -> list[Rollouts]:
     """Judged samples of the first `problems` held-out problems, k each, about `rows` trajectories at a time.
 
     The seeds depend on (seed, problem, sample) alone, so that two policies, or two checkpoints, meet the same draws.
@@ -36,8 +37,9 @@ def sample_heldout(policy: Any, task: Task, problems: int, k: int, seed: int, sa
     return batches
 
 
-def evaluate(policy: Any, task: Task, problems: int = 512, k: int = 16, seed: int = 0,
-             sampling: Sampling | None = None) -> dict[str, Any]:
+def evaluate(
+    policy: Any, task: Task, problems: int = 512, k: int = 16, seed: int = 0, sampling: Sampling | None = None
+) -> dict[str, Any]:
     """pass@1, pass@k, maj@k, calibration and intervals on held-out problems (see `evaluation.metrics.summarise`).
 
     Args:
@@ -53,8 +55,12 @@ def evaluate(policy: Any, task: Task, problems: int = 512, k: int = 16, seed: in
     record = summarise(correct, logp, length, answers, k)
     first = batches[0]
     record["samples"] = [
-        {"question": first.notes["question"][i], "answer": first.notes["answer"][i],
-         "completion": first.notes["completion"][i], "correct": bool(first.correct[i])}
+        {
+            "question": first.notes["question"][i],
+            "answer": first.notes["answer"][i],
+            "completion": first.notes["completion"][i],
+            "correct": bool(first.correct[i]),
+        }
         for i in range(0, min(len(first), SHOWN * k), k)
     ]
     return record

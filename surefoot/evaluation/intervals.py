@@ -36,8 +36,9 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> Interva
     return low, high
 
 
-def bootstrap_interval(values: Float[np.ndarray, "p"], level: float = 0.95, draws: int = 4000,
-                       seed: int = 0) -> Interval:
+def bootstrap_interval(
+    values: Float[np.ndarray, "p"], level: float = 0.95, draws: int = 4000, seed: int = 0
+) -> Interval:
     """Percentile interval of the mean of one value a problem, problems drawn anew (Efron 1979).
 
     The problem is the unit: samples of one problem are not independent, so a value is already the mean over them

@@ -70,7 +70,7 @@ def maj_at_k(answers: Sequence[str | None], correct: Bool[np.ndarray, "n"], k: i
         if answer is not None:
             verdicts.setdefault(answer, []).append(bool(right))
     classes = [(len(v), sum(v) / len(v)) for v in verdicts.values()]
-    if k == n:      # one subset
+    if k == n:  # one subset
         most = max((size for size, _ in classes), default=0)
         return float(np.mean([share for size, share in classes if size == most])) if classes else 0.0
     silent = n - sum(size for size, _ in classes)
@@ -81,8 +81,8 @@ def maj_at_k(answers: Sequence[str | None], correct: Bool[np.ndarray, "n"], k: i
 def _won_with(v: int, classes: list[tuple[int, float]], silent: int, k: int) -> float:
     """Subsets of size `k` whose winner has `v` votes, each counted by the share of its tied answers that is right."""
     ties = k // v
-    ways = np.zeros((ties + 1, k + 1))     # [answers that have v votes, samples drawn] -> subsets
-    right = np.zeros_like(ways)            # the same, times the sum of shares over the tied answers
+    ways = np.zeros((ties + 1, k + 1))  # [answers that have v votes, samples drawn] -> subsets
+    right = np.zeros_like(ways)  # the same, times the sum of shares over the tied answers
     ways[0] = comb(silent, np.arange(k + 1))
     for size, share in classes:
         below = comb(size, np.arange(v))
@@ -115,8 +115,9 @@ def equal_mass(confidence: Float[np.ndarray, "m"], bins: int) -> Int[np.ndarray,
     return np.clip(((rankdata(confidence) - 0.5) / len(confidence) * bins).astype(int), 0, bins - 1)
 
 
-def ece(confidence: Float[np.ndarray, "m"], correct: Bool[np.ndarray, "m"], bins: int = 15,
-        binning: Binning = equal_mass) -> float:
+def ece(
+    confidence: Float[np.ndarray, "m"], correct: Bool[np.ndarray, "m"], bins: int = 15, binning: Binning = equal_mass
+) -> float:
     """Expected calibration error: mean over samples of |accuracy - mean confidence| of their bin (arXiv 1706.04599).
 
     >>> round(ece(np.array([0.9, 0.9, 0.9, 0.9]), np.array([True, True, True, False]), 5, equal_width), 4)
@@ -144,12 +145,21 @@ def auc(score: Float[np.ndarray, "m"], correct: Bool[np.ndarray, "m"]) -> float:
 def auc_within(score: Float[np.ndarray, "p n"], correct: Bool[np.ndarray, "p n"]) -> float:
     """Mean AUC over the problems that have both kinds, so that easy problems' likelihood does not count; else NaN."""
     mixed = correct.any(1) & ~correct.all(1)
-    return float(np.mean([auc(s, c) for s, c in zip(score[mixed], correct[mixed], strict=True)])) if mixed.any() \
+    return (
+        float(np.mean([auc(s, c) for s, c in zip(score[mixed], correct[mixed], strict=True)]))
+        if mixed.any()
         else float("nan")
+    )
 
 
-def summarise(correct: Bool[np.ndarray, "p n"], logp: Float[np.ndarray, "p n"], length: Int[np.ndarray, "p n"],
-              answers: Sequence[Sequence[str | None]], k: int, prompts: Sequence[int] | None = None) -> dict[str, Any]:
+def summarise(
+    correct: Bool[np.ndarray, "p n"],
+    logp: Float[np.ndarray, "p n"],
+    length: Int[np.ndarray, "p n"],
+    answers: Sequence[Sequence[str | None]],
+    k: int,
+    prompts: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """One side of `evaluation.json`, without its samples.
 
     Args:
@@ -187,8 +197,10 @@ def summarise(correct: Bool[np.ndarray, "p n"], logp: Float[np.ndarray, "p n"], 
         "auc_within": _number(auc_within(score, correct)),
         "entropy": float(-logp.sum() / max(1, length.sum())),
         "length": float(length.mean()),
-        "per_problem": [{"prompt": int(i), "correct": int(c), "samples": samples}
-                        for i, c in zip(prompts if prompts is not None else range(problems), counts, strict=True)],
+        "per_problem": [
+            {"prompt": int(i), "correct": int(c), "samples": samples}
+            for i, c in zip(prompts if prompts is not None else range(problems), counts, strict=True)
+        ],
     }
     return out
 

@@ -71,8 +71,9 @@ def _alpha_of(mean: float, half: Callable[[float], float]) -> float:
     return float(np.exp(brentq(lambda x: half(np.exp(x)) - mean, np.log(smallest), 0.0, xtol=1e-12)))
 
 
-def paired_bootstrap(difference: Float[np.ndarray, "s p"], level: float = 0.95, draws: int = 4000,
-                     seed: int = 0) -> Difference:
+def paired_bootstrap(
+    difference: Float[np.ndarray, "s p"], level: float = 0.95, draws: int = 4000, seed: int = 0
+) -> Difference:
     """Mean of a table with rows and columns drawn anew, each on its own (Owen's pigeonhole bootstrap, 2007).
 
     The p-value is twice the smaller share of redraws at or beyond 0, counted with one more. It assumes less than

@@ -47,7 +47,10 @@ def leave_one_out(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[
 
 
 def gae(
-    reward: Float[Tensor, "n t"], value: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], gamma: float = 1.0,
+    reward: Float[Tensor, "n t"],
+    value: Float[Tensor, "n t"],
+    mask: Bool[Tensor, "n t"],
+    gamma: float = 1.0,
     lam: float = 1.0,
 ) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16): advantages and value targets, 0 off the mask.
@@ -129,7 +132,10 @@ def _choose_ratio(m: Tensor, n: Tensor, k: int) -> Tensor:
 
 
 def optimal_token_baseline(
-    to_go: Float[Tensor, "n t"], energy: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], group: Int[Tensor, "n"],
+    to_go: Float[Tensor, "n t"],
+    energy: Float[Tensor, "n t"],
+    mask: Bool[Tensor, "n t"],
+    group: Int[Tensor, "n"],
 ) -> Float[Tensor, "n t"]:
     """`B_t = E[W_t G_t] / E[W_t]` over the group, W_t the squared score norm gathered up to t (as in verl's OTB).
 
@@ -152,8 +158,9 @@ def reward_to_go(step_reward: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], g
     return out
 
 
-def shaped(step_reward: Float[Tensor, "n t"], potential: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"],
-           gamma: float = 1.0) -> Float[Tensor, "n t"]:
+def shaped(
+    step_reward: Float[Tensor, "n t"], potential: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], gamma: float = 1.0
+) -> Float[Tensor, "n t"]:
     """`r + gamma Phi(s') - Phi(s)` (Ng, Harada, Russell 1999): leaves the optimal policy as it is.
 
     `potential` is that of the state before each step; after the last chosen step it is 0.
@@ -329,8 +336,10 @@ class GDPO(Part):
     reads = ("group", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        parts = [self.weights.get(name, 1.0) * group_normalized(r, rollouts.group, self.eps)
-                 for name, r in totals(rollouts.rewards).items()]
+        parts = [
+            self.weights.get(name, 1.0) * group_normalized(r, rollouts.group, self.eps)
+            for name, r in totals(rollouts.rewards).items()
+        ]
         total = torch.stack(parts).sum(0)
         if len(total) > 1:
             total = (total - total.mean()) / (total.std() + self.eps)

@@ -14,17 +14,31 @@ from torch import Tensor
 CELLS = 1 << 24  # logits held at a time: 64 MB of float32
 
 
-def token_logp_plain(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], tokens: Int[Tensor, "n"], *,
-                     bias: Float[Tensor, "v"] | None = None, temperature: float = 1.0, entropy: bool = False):
+def token_logp_plain(
+    hidden: Float[Tensor, "n d"],
+    weight: Float[Tensor, "v d"],
+    tokens: Int[Tensor, "n"],
+    *,
+    bias: Float[Tensor, "v"] | None = None,
+    temperature: float = 1.0,
+    entropy: bool = False,
+):
     """The slow twin: all logits at once. Same arguments and results as `token_logp`."""
     logp = (F.linear(hidden, weight, bias).float() / temperature).log_softmax(-1)
     chosen = logp.gather(-1, tokens[:, None])[:, 0]
     return (chosen, -(logp.exp() * logp).sum(-1)) if entropy else chosen
 
 
-def token_logp(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], tokens: Int[Tensor, "n"], *,
-               bias: Float[Tensor, "v"] | None = None, temperature: float = 1.0, entropy: bool = False,
-               chunk: int | None = None):
+def token_logp(
+    hidden: Float[Tensor, "n d"],
+    weight: Float[Tensor, "v d"],
+    tokens: Int[Tensor, "n"],
+    *,
+    bias: Float[Tensor, "v"] | None = None,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk: int | None = None,
+):
     """`log softmax((h W^T + b) / temperature)[token]` of every row, and the entropy (nats) if asked for.
 
     Softmax is taken in float32 whatever the dtype of `hidden`. Differentiable in hidden, weight and bias.
@@ -66,7 +80,9 @@ class _Chunked(torch.autograd.Function):
         hidden, weight, bias, tokens, partition, uncertainty = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        grad_bias = (
+            torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        )
         for piece in _slices(len(hidden), ctx.rows):
             logp = F.linear(hidden[piece], weight, bias).float().div_(ctx.temperature).sub_(partition[piece, None])
             p = logp.exp()

@@ -173,5 +173,7 @@ class FullDivergence(Part):
         if not self.coef:
             return torch.zeros_like(rollouts.mask, dtype=torch.float32)
         kept = rollouts.mask[..., None]
-        value = f_divergence(rollouts.logits.where(kept, 0.0), rollouts[self.reference].where(kept, 0.0), self.generator)
+        value = f_divergence(
+            rollouts.logits.where(kept, 0.0), rollouts[self.reference].where(kept, 0.0), self.generator
+        )
         return self.coef * value.where(rollouts.mask, 0.0)

@@ -34,8 +34,9 @@ def group_mean(x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tens
     return group_sum(counted, group) / group_count(group, member, x).clamp_min(1)
 
 
-def group_std(x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tensor, "n"] | None = None,
-              correction: int = 1) -> Tensor:
+def group_std(
+    x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tensor, "n"] | None = None, correction: int = 1
+) -> Tensor:
     """Standard deviation over each row's group; 0 for fewer than `correction` + 1 members.
 
     Args:

@@ -87,8 +87,9 @@ class GeometricRatio(Part):
 
     width: float = 0.4
 
-    def log(self, logp: Tensor, anchor: Tensor, mask: Tensor, turn: Tensor | None = None,
-            advantage: Tensor | None = None) -> Float[Tensor, "n t"]:
+    def log(
+        self, logp: Tensor, anchor: Tensor, mask: Tensor, turn: Tensor | None = None, advantage: Tensor | None = None
+    ) -> Float[Tensor, "n t"]:
         gap = log_ratio(logp, anchor, mask)
         held = gap.clamp(-self.width, self.width)
         if advantage is not None:  # pessimistic, as PPO's minimum: clip only what moves with the advantage

@@ -18,8 +18,9 @@ from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
 
-def clipped(ratio: Float[Tensor, "n t"], advantage: Float[Tensor, "n t"], low: float, high: float,
-            dual: float | None = None) -> Float[Tensor, "n t"]:
+def clipped(
+    ratio: Float[Tensor, "n t"], advantage: Float[Tensor, "n t"], low: float, high: float, dual: float | None = None
+) -> Float[Tensor, "n t"]:
     """`-min(rho A, clip(rho, 1 - low, 1 + high) A)` (PPO, arXiv 1707.06347, eq. 7), as a loss.
 
     Args:

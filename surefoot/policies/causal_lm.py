@@ -131,8 +131,10 @@ class CausalLM:
                 raise InputError("empty prompt: expected some text")
             ids = self.tokenizer(self.prompt_text(question), add_special_tokens=False)["input_ids"]
             if len(ids) + room > self.context:
-                raise InputError(f"prompt of {len(ids)} tokens + {room} new ones is longer than the context of "
-                                 f"{self.context}: {question.strip()[:60]!r}")
+                raise InputError(
+                    f"prompt of {len(ids)} tokens + {room} new ones is longer than the context of "
+                    f"{self.context}: {question.strip()[:60]!r}"
+                )
             rows.append(ids)
         width = max(map(len, rows))
         tokens = torch.tensor([[self.pad] * (width - len(r)) + r for r in rows])
@@ -146,15 +148,26 @@ class CausalLM:
 
     # --- sampling and scoring ---------------------------------------------------------------------------------
 
-    def sample(self, questions: Sequence[str], group: Int[Tensor, "n"], seeds: Int[Tensor, "n"],
-               sampling: Sampling) -> Rollouts:
+    def sample(
+        self, questions: Sequence[str], group: Int[Tensor, "n"], seeds: Int[Tensor, "n"], sampling: Sampling
+    ) -> Rollouts:
         """One trajectory for each entry of `group`, which indexes `questions`."""
         tokens, valid = self.encode(questions, room=sampling.max_new_tokens)
         out = generate(self.model, tokens, valid, group, seeds, sampling, self.stop, self.pad, self.fast)
         turn = torch.where(out.present, 0, -1)
         return Rollouts(
-            dict(tokens=out.tokens, mask=out.present, present=out.present, turn=turn, group=group, seed=seeds,
-                 prompt_tokens=tokens, prompt_mask=valid, truncated=out.truncated, rollout_logp=out.logp),
+            dict(
+                tokens=out.tokens,
+                mask=out.present,
+                present=out.present,
+                turn=turn,
+                group=group,
+                seed=seeds,
+                prompt_tokens=tokens,
+                prompt_mask=valid,
+                truncated=out.truncated,
+                rollout_logp=out.logp,
+            ),
             notes={"completion": self.decode(out.tokens, out.present)},
         )
 
@@ -165,8 +178,10 @@ class CausalLM:
         """
         unknown = set(want) - set(self.live)
         if unknown:
-            raise InputError(f"policy {self.name!r} ({self.kind}) cannot give column {min(unknown)!r}"
-                             f"{nearest(min(unknown), self.live)}")
+            raise InputError(
+                f"policy {self.name!r} ({self.kind}) cannot give column {min(unknown)!r}"
+                f"{nearest(min(unknown), self.live)}"
+            )
         present, temperature = rollouts.present, temperature or 1.0
         hidden = self._hidden(rollouts)
         out: dict[str, Tensor] = {}
@@ -179,8 +194,14 @@ class CausalLM:
             if "entropy" in want:
                 out["entropy"] = _scatter(-(flat.exp() * flat).sum(-1), present)
         elif {"logp", "entropy"} & set(want):
-            scored = token_logp(hidden, head.weight, rollouts.tokens[present], bias=head.bias,
-                                temperature=temperature, entropy="entropy" in want)
+            scored = token_logp(
+                hidden,
+                head.weight,
+                rollouts.tokens[present],
+                bias=head.bias,
+                temperature=temperature,
+                entropy="entropy" in want,
+            )
             logp, entropy = scored if isinstance(scored, tuple) else (scored, None)
             if "logp" in want:
                 out["logp"] = _scatter(logp, present)
@@ -197,8 +218,14 @@ class CausalLM:
             used, group = rollouts.group.unique(return_inverse=True)
             valid = rollouts.prompt_mask[used]
             width = int(valid.sum(1).max())
-            return llama.hidden_before_steps(llama.Stack(self.model), rollouts.prompt_tokens[used][:, -width:],
-                                             valid[:, -width:], rollouts.tokens, rollouts.present, group)
+            return llama.hidden_before_steps(
+                llama.Stack(self.model),
+                rollouts.prompt_tokens[used][:, -width:],
+                valid[:, -width:],
+                rollouts.tokens,
+                rollouts.present,
+                group,
+            )
         prompts, valid = rollouts.prompt_tokens[rollouts.group], rollouts.prompt_mask[rollouts.group]
         tokens = torch.cat([prompts, rollouts.tokens], 1)
         mask = torch.cat([valid, rollouts.present], 1)
@@ -273,8 +300,14 @@ class CausalLM:
 
     def describe(self) -> dict:
         """Facts for the report."""
-        return {"kind": self.kind, "name": self.name, "parameters": sum(p.numel() for p in self.model.parameters()),
-                "trained": sum(p.numel() for p in self.parameters()), "context": self.context, "fast": self.fast}
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trained": sum(p.numel() for p in self.parameters()),
+            "context": self.context,
+            "fast": self.fast,
+        }
 
 
 class LoRAOff:

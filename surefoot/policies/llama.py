@@ -89,9 +89,17 @@ class Stack:
 
     def __post_init__(self):
         self.net = backbone(self.model)
-        plain = all(type(p) is nn.Linear for layer in self.net.layers for p in (
-            layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj,
-            layer.mlp.gate_proj, layer.mlp.up_proj))
+        plain = all(
+            type(p) is nn.Linear
+            for layer in self.net.layers
+            for p in (
+                layer.self_attn.q_proj,
+                layer.self_attn.k_proj,
+                layer.self_attn.v_proj,
+                layer.mlp.gate_proj,
+                layer.mlp.up_proj,
+            )
+        )
         self.layers = [(FusedLayer if self.fused and plain else Layer)(m) for m in self.net.layers]
         config = self.net.config
         self.heads = config.num_attention_heads
@@ -121,8 +129,9 @@ def _rotate(x: Float[Tensor, "s h w"], cos: Tensor, sin: Tensor) -> Float[Tensor
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
 
 
-def attention(q: Float[Tensor, "b h t w"], k: Float[Tensor, "b g l w"], v: Float[Tensor, "b g l w"],
-              mask: Bool[Tensor, "b 1 t l"]) -> Float[Tensor, "b h t w"]:
+def attention(
+    q: Float[Tensor, "b h t w"], k: Float[Tensor, "b g l w"], v: Float[Tensor, "b g l w"], mask: Bool[Tensor, "b 1 t l"]
+) -> Float[Tensor, "b h t w"]:
     """Masked attention; each of the g key heads serves h/g query heads."""
     if q.shape[1] != k.shape[1]:
         repeats = q.shape[1] // k.shape[1]
@@ -155,7 +164,9 @@ def prompt_mask(valid: Bool[Tensor, "m p"]) -> Bool[Tensor, "m 1 p p"]:
     return ((causal & valid[:, None]) | torch.eye(size, dtype=torch.bool, device=valid.device))[:, None]
 
 
-def prefill(stack: Stack, tokens: Int[Tensor, "m p"], valid: Bool[Tensor, "m p"]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def prefill(
+    stack: Stack, tokens: Int[Tensor, "m p"], valid: Bool[Tensor, "m p"]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Last hidden state of each prompt [m d], and every layer's keys and values [m g p w]."""
     grid, mask = Padded(valid), prompt_mask(valid)
     keys, values = [], []

@@ -85,8 +85,10 @@ def number_filtering(entry: dict, rng: random.Random, slip: bool) -> Work:
     meta = entry["metadata"]
     operation, bound = meta["operation"], float(meta["filter_value"])
     keeps = {
-        "keep_larger": lambda x: x > bound, "keep_smaller": lambda x: x < bound,
-        "remove_larger": lambda x: not x > bound, "remove_smaller": lambda x: not x < bound,
+        "keep_larger": lambda x: x > bound,
+        "keep_smaller": lambda x: x < bound,
+        "remove_larger": lambda x: not x > bound,
+        "remove_smaller": lambda x: not x < bound,
     }[operation]
     numbers = meta["original_numbers"]
     wrong = rng.randrange(len(numbers)) if slip else -1
@@ -185,12 +187,15 @@ TASKS: dict[str, Source] = {
     "rg:gcd:min_value=2,max_value=60": Source(0.08, gcd),
     "rg:spell_backward:min_word_len=3,max_word_len=6": Source(0.08, spell_backward),
     "rg:number_filtering:min_numbers=3,max_numbers=5,max_decimals=0,min_value=0,max_value=99": Source(
-        0.09, number_filtering),
+        0.09, number_filtering
+    ),
     "rg:letter_counting:min_words=1,max_words=3": Source(0.08, letter_counting),
     "rg:number_sorting:min_numbers=3,max_numbers=4,max_decimals=0,min_value=0,max_value=99": Source(
-        0.05, number_sorting),
+        0.05, number_sorting
+    ),
     "rg:countdown:min_numbers=3,max_numbers=3,min_value=1,max_value=12,min_target=5,max_target=60": Source(
-        0.05, countdown),
+        0.05, countdown
+    ),
     "rg:count_bits:min_n=1,max_n=255": Source(0.05, count_bits),
     "rg:products:min_digits=1,max_digits=2": Source(0.08, products),
 }

@@ -27,11 +27,24 @@ def new_model(vocabulary: int) -> nn.Module:
     """The untrained pebble: a Llama of 0.8 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
-        bos_token_id=None, eos_token_id=1, pad_token_id=0, initializer_range=0.05, attn_implementation="eager",
-    ))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-5,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+            initializer_range=0.05,
+            attn_implementation="eager",
+        )
+    )
 
 
 def batches(seed: int, exam: bool, tokens: int = BATCH_TOKENS) -> Iterator[tuple[Tensor, Tensor]]:
@@ -69,8 +82,10 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
     ids = {id(p) for p in inner}
     outer = [p for p in model.parameters() if id(p) not in ids]
-    return [torch.optim.Muon(inner, lr=MUON_LR, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"),
-            torch.optim.AdamW(outer, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)]
+    return [
+        torch.optim.Muon(inner, lr=MUON_LR, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"),
+        torch.optim.AdamW(outer, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
 def rate(step: int, steps: int) -> float:
@@ -78,8 +93,14 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, step / WARMUP, (steps - step + 1) / max(1, math.ceil(DECAY * steps)))
 
 
-def train(model: nn.Module, steps: int, seed: int, tokens: int = BATCH_TOKENS, log=lambda step, loss: None,
-          total: int | None = None) -> list[float]:
+def train(
+    model: nn.Module,
+    steps: int,
+    seed: int,
+    tokens: int = BATCH_TOKENS,
+    log=lambda step, loss: None,
+    total: int | None = None,
+) -> list[float]:
     """The first `steps` steps of a schedule of `total`; returns the losses (nats a response token)."""
     made = optimizers(model)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
@@ -126,8 +147,17 @@ def pretrain(out: Path | str, steps: int = STEPS, seed: int = 0) -> list[float]:
 
     losses = train(model, steps, seed, log=log)
     model.save_pretrained(out)
-    (out / "losses.json").write_text(json.dumps({
-        "seed": seed, "steps": steps, "threads": torch.get_num_threads(), "seconds": round(time.time() - started),
-        "first": losses[:10], "last_mean": sum(losses[-100:]) / len(losses[-100:]),
-    }, indent=1))
+    (out / "losses.json").write_text(
+        json.dumps(
+            {
+                "seed": seed,
+                "steps": steps,
+                "threads": torch.get_num_threads(),
+                "seconds": round(time.time() - started),
+                "first": losses[:10],
+                "last_mean": sum(losses[-100:]) / len(losses[-100:]),
+            },
+            indent=1,
+        )
+    )
     return losses

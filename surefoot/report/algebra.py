@@ -22,23 +22,37 @@ def first_sentence(obj: object) -> str:
 
 def modules() -> list:
     """The modules that hold parts and functions."""
-    return [importlib.import_module(m.name) for package in (surefoot.objective, surefoot.rollout)
-            for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+    return [
+        importlib.import_module(m.name)
+        for package in (surefoot.objective, surefoot.rollout)
+        for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+    ]
 
 
 def public(module) -> list[tuple[str, object]]:
     """Public functions and parts defined in a module, in the order of its text."""
-    found = [(name, obj) for name, obj in vars(module).items() if not name.startswith("_")
-             and (inspect.isfunction(obj) or inspect.isclass(obj) and issubclass(obj, Part))
-             and obj.__module__ == module.__name__]
-    return sorted(found, key=lambda pair: pair[1].__code__.co_firstlineno if inspect.isfunction(pair[1])
-                  else inspect.getsourcelines(pair[1])[1])
+    found = [
+        (name, obj)
+        for name, obj in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(obj) or inspect.isclass(obj) and issubclass(obj, Part))
+        and obj.__module__ == module.__name__
+    ]
+    return sorted(
+        found,
+        key=lambda pair: (
+            pair[1].__code__.co_firstlineno if inspect.isfunction(pair[1]) else inspect.getsourcelines(pair[1])[1]
+        ),
+    )
 
 
 def defaults(part: type[Part]) -> str:
     """`low=0.2, high=None`."""
-    shown = [f"{f.name}={_brief(f.default)}" for f in fields(part) if f.init and f.default is not inspect.Parameter.empty
-             and "MISSING" not in repr(f.default)]
+    shown = [
+        f"{f.name}={_brief(f.default)}"
+        for f in fields(part)
+        if f.init and f.default is not inspect.Parameter.empty and "MISSING" not in repr(f.default)
+    ]
     return ", ".join(shown)
 
 
@@ -72,12 +86,21 @@ def composition(method: Method) -> list[tuple[str, str]]:
 
 def markdown() -> str:
     """The whole page."""
-    lines = ["# The algebra", "", "Generated from the code by `python -m surefoot.report.algebra > docs/algebra.md`.", "",
-             "## Methods", ""]
+    lines = [
+        "# The algebra",
+        "",
+        "Generated from the code by `python -m surefoot.report.algebra > docs/algebra.md`.",
+        "",
+        "## Methods",
+        "",
+    ]
     for slug in methods.names():
         method = methods.find(slug)
-        link = f" ([arXiv {method.paper.arxiv}](https://arxiv.org/abs/{method.paper.arxiv}))" if (
-            method.paper and method.paper.arxiv) else ""
+        link = (
+            f" ([arXiv {method.paper.arxiv}](https://arxiv.org/abs/{method.paper.arxiv}))"
+            if (method.paper and method.paper.arxiv)
+            else ""
+        )
         lines += [f"### {slug}{link}", "", "| slot | part |", "|---|---|"]
         lines += [f"| {slot} | `{part}` |" for slot, part in composition(method)]
         lines.append("")
@@ -86,7 +109,14 @@ def markdown() -> str:
         rows = public(module)
         if not rows:
             continue
-        lines += [f"### `{module.__name__}`", "", first_sentence(module), "", "| name | what | defaults |", "|---|---|---|"]
+        lines += [
+            f"### `{module.__name__}`",
+            "",
+            first_sentence(module),
+            "",
+            "| name | what | defaults |",
+            "|---|---|---|",
+        ]
         for name, obj in rows:
             values = defaults(obj) if inspect.isclass(obj) else ""
             lines.append(f"| `{name}` | {_cell(first_sentence(obj))} | {_cell(f'`{values}`' if values else '')} |")

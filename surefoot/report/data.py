@@ -11,9 +11,9 @@ from typing import Any
 
 from surefoot.errors import InputError
 
-SHOWN_STEPS = 60          # steps whose rewards the page carries
-SHOWN_POINTS = 2000       # points of one curve
-TEXT_BUDGET = 1_500_000   # characters of completions on the page
+SHOWN_STEPS = 60  # steps whose rewards the page carries
+SHOWN_POINTS = 2000  # points of one curve
+TEXT_BUDGET = 1_500_000  # characters of completions on the page
 COLUMNS = ("step", "group", "question", "answer", "completion", "reward", "correct", "length")
 
 Series = dict[str, list[tuple[int, float]]]
@@ -31,18 +31,20 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(folder)!r} is not a run folder: it has neither config.toml nor metrics.jsonl")
     text, config = read_config(folder)
     metrics, timings = read_lines(folder / "metrics.jsonl"), read_lines(folder / "timings.jsonl")
-    return finite({
-        "name": folder.resolve().name,
-        "config": config,
-        "toml": text,
-        "curves": curves(metrics) | {f"time.{k}": v for k, v in curves(timings).items()},
-        "steps": len(metrics),
-        "tokens": sum(m.get("tokens") or 0 for m in metrics),
-        "seconds": sum(t.get("total") or 0 for t in timings),
-        "evaluation": read_evaluation(folder),
-        "events": read_lines(folder / "events.jsonl"),
-        "rewards": read_rewards(folder),
-    })
+    return finite(
+        {
+            "name": folder.resolve().name,
+            "config": config,
+            "toml": text,
+            "curves": curves(metrics) | {f"time.{k}": v for k, v in curves(timings).items()},
+            "steps": len(metrics),
+            "tokens": sum(m.get("tokens") or 0 for m in metrics),
+            "seconds": sum(t.get("total") or 0 for t in timings),
+            "evaluation": read_evaluation(folder),
+            "events": read_lines(folder / "events.jsonl"),
+            "rewards": read_rewards(folder),
+        }
+    )
 
 
 def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -117,8 +119,10 @@ def read_rewards(folder: Path) -> list[dict[str, Any]]:
             for row in pq.read_table(file, columns=kept).to_pylist():
                 if (row["step"], file) in wanted:
                     steps.setdefault(row["step"], {}).setdefault(row["group"], []).append(row)
-    shown = [{"step": step, "groups": [group_record(rows) for rows in groups.values()]}
-             for step, groups in sorted(steps.items())]
+    shown = [
+        {"step": step, "groups": [group_record(rows) for rows in groups.values()]}
+        for step, groups in sorted(steps.items())
+    ]
     shorten(shown)
     return shown
 

@@ -19,10 +19,22 @@ from surefoot.report.data import Series, read_run
 COLOURS = ("#0b62c4", "#c4570b", "#00805f", "#b0408c", "#7a6a00", "#1f8fb0", "#6d4cc0", "#6b6f73")
 QUIET = "#8b939b"
 STYLE = {
-    "font.size": 10, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": "#c9ccc8", "axes.labelcolor": "#5d6670", "xtick.color": "#5d6670", "ytick.color": "#5d6670",
-    "axes.grid": True, "grid.color": "#e9eae7", "axes.axisbelow": True, "axes.titlesize": 11,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.facecolor": "white", "svg.hashsalt": "surefoot",
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#c9ccc8",
+    "axes.labelcolor": "#5d6670",
+    "xtick.color": "#5d6670",
+    "ytick.color": "#5d6670",
+    "axes.grid": True,
+    "grid.color": "#e9eae7",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "figure.facecolor": "white",
+    "svg.hashsalt": "surefoot",
     "legend.frameon": False,
 }
 
@@ -86,14 +98,35 @@ def before_and_after(axes: Axes, evaluated: dict[str, Any]) -> None:
             if f"{key}_interval" in record:
                 low, high = (100 * x for x in record[f"{key}_interval"])
                 axes.plot([low, high], [row, row], color=colour, linewidth=9, alpha=0.3, solid_capstyle="butt")
-            axes.plot(100 * record[key], row, "o", markersize=8, markeredgewidth=1.8, markeredgecolor=colour,
-                      markerfacecolor="white" if when == "before" else colour, zorder=3)
-            axes.annotate(f"{100 * record[key]:.1f}%", (100 * record[key], row), (0, 9), textcoords="offset points",
-                          ha="center", color="#5d6670" if when == "before" else "#1d2126", fontsize=9,
-                          weight="normal" if when == "before" else "bold")
+            axes.plot(
+                100 * record[key],
+                row,
+                "o",
+                markersize=8,
+                markeredgewidth=1.8,
+                markeredgecolor=colour,
+                markerfacecolor="white" if when == "before" else colour,
+                zorder=3,
+            )
+            axes.annotate(
+                f"{100 * record[key]:.1f}%",
+                (100 * record[key], row),
+                (0, 9),
+                textcoords="offset points",
+                ha="center",
+                color="#5d6670" if when == "before" else "#1d2126",
+                fontsize=9,
+                weight="normal" if when == "before" else "bold",
+            )
     n = next(iter(evaluated.values()))["n"]
-    axes.set(xlim=(0, 104), ylim=(len(keys) - 0.5, -0.65), yticks=range(len(keys)), yticklabels=keys,
-             xlabel="% right (hollow: before, filled: after)", title=f"On {n} held-out problems")
+    axes.set(
+        xlim=(0, 104),
+        ylim=(len(keys) - 0.5, -0.65),
+        yticks=range(len(keys)),
+        yticklabels=keys,
+        xlabel="% right (hollow: before, filled: after)",
+        title=f"On {n} held-out problems",
+    )
     axes.grid(axis="y", visible=False)
 
 
@@ -123,16 +156,34 @@ def methods_figure(rows: Sequence[dict[str, Any]], courses: dict[str, list[Serie
                 table = 100 * np.array([[c[s] for s in steps] for c in by_seed])
                 left.fill_between(steps, table.min(0), table.max(0), color=colour, alpha=0.12, linewidth=0)
                 left.plot(steps, table.mean(0), color=colour, linewidth=2, label=row["name"])
-            right.plot([100 * row["low"], 100 * row["high"]], [i, i], color=colour, linewidth=9, alpha=0.28,
-                       solid_capstyle="butt")
+            right.plot(
+                [100 * row["low"], 100 * row["high"]],
+                [i, i],
+                color=colour,
+                linewidth=9,
+                alpha=0.28,
+                solid_capstyle="butt",
+            )
             right.plot(100 * np.array(row["per_seed"]), [i] * len(row["per_seed"]), "|", color=colour, markersize=11)
             right.plot(100 * row["mean"], i, "o", color=colour, markersize=7)
         right.axvline(100 * before, color=QUIET, linestyle=":", linewidth=1.2)
-        right.annotate("before", (100 * before, 1.0), (3, -10), xycoords=("data", "axes fraction"),
-                       textcoords="offset points", color=QUIET, fontsize=9)
+        right.annotate(
+            "before",
+            (100 * before, 1.0),
+            (3, -10),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color=QUIET,
+            fontsize=9,
+        )
         left.set(xlabel="step", ylabel="held-out accuracy, %", title="As training goes (range over seeds)")
-        right.set(yticks=range(len(rows)), yticklabels=[r["name"] for r in rows], ylim=(len(rows) - 0.4, -0.8),
-                  xlabel="pass@1, % (dot: mean; ticks: seeds; band: 95 %)", title="At the end")
+        right.set(
+            yticks=range(len(rows)),
+            yticklabels=[r["name"] for r in rows],
+            ylim=(len(rows) - 0.4, -0.8),
+            xlabel="pass@1, % (dot: mean; ticks: seeds; band: 95 %)",
+            title="At the end",
+        )
         right.grid(axis="y", visible=False)
         figure.savefig(path, dpi=160, metadata={"Software": None})
         return path

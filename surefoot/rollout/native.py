@@ -37,7 +37,9 @@ class Sampling:
 
     def __post_init__(self):
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
-            raise InputError(f"sampling: {self}, expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, 0 <= min_p <= 1")
+            raise InputError(
+                f"sampling: {self}, expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, 0 <= min_p <= 1"
+            )
         if self.max_new_tokens < 1:
             raise InputError(f"sampling: max_new_tokens={self.max_new_tokens}, expected at least 1")
 
@@ -271,7 +273,12 @@ class _HuggingFaceDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        out = self.model(input_ids=tokens.to(self.device)[:, None], attention_mask=self.mask,
-                         position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True)
+        out = self.model(
+            input_ids=tokens.to(self.device)[:, None],
+            attention_mask=self.mask,
+            position_ids=self.position[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
         self.position = self.position + 1
         return out.logits[:, -1]

@@ -42,8 +42,9 @@ class OnPolicy(Part):
 
     def sampling(self, world: World) -> Sampling:
         """The distribution to sample from in this world."""
-        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p,
-                        self.max_new_tokens or world.max_new_tokens)
+        return Sampling(
+            self.temperature, self.top_p, self.top_k, self.min_p, self.max_new_tokens or world.max_new_tokens
+        )
 
     def __call__(self, world: World, requests: Sequence[Request]) -> Rollouts:
         return world.sample(requests, self.sampling(world))

@@ -44,5 +44,7 @@ def load(spec: str | Task, reward: str | RewardFunction | None = None) -> Task:
         if not reward:
             raise InputError(f"task {spec!r}: a file needs a reward; give --reward exact, math or module:function")
         return FileTask(spec, reward_function(reward) if isinstance(reward, str) else reward)
-    raise InputError(f"task {spec!r}: expected rg:<dataset>[:key=value,...], a .jsonl or .parquet path, or a registered "
-                     f"task{nearest(spec, [*_REGISTERED, DEFAULT])}")
+    raise InputError(
+        f"task {spec!r}: expected rg:<dataset>[:key=value,...], a .jsonl or .parquet path, or a registered "
+        f"task{nearest(spec, [*_REGISTERED, DEFAULT])}"
+    )

@@ -56,11 +56,19 @@ class TextTask:
             is not finite (the message names the reward, the problem and the value).
     """
 
-    def __init__(self, name: str, train: Sequence[Problem], heldout: Sequence[Problem], reward: RewardFunction,
-                 max_new_tokens: int = 256):
+    def __init__(
+        self,
+        name: str,
+        train: Sequence[Problem],
+        heldout: Sequence[Problem],
+        reward: RewardFunction,
+        max_new_tokens: int = 256,
+    ):
         if not len(train) or not len(heldout):
-            raise InputError(f"task {name!r}: {len(train)} training and {len(heldout)} held-out problems; "
-                             f"expected at least one of each")
+            raise InputError(
+                f"task {name!r}: {len(train)} training and {len(heldout)} held-out problems; "
+                f"expected at least one of each"
+            )
         self.name, self.train, self.heldout = name, train, heldout
         self.reward, self.max_new_tokens = reward, max_new_tokens
         self._keywords = _accepted(reward)
@@ -94,8 +102,10 @@ def _accepted(function: Callable) -> set[str]:
         return offered
     required = {p.name for p in parameters if p.default is p.empty}
     if required - offered:
-        raise InputError(f"reward {getattr(function, '__name__', function)!r} asks for {min(required - offered)!r}; "
-                         f"expected names among {', '.join(sorted(offered))}")
+        raise InputError(
+            f"reward {getattr(function, '__name__', function)!r} asks for {min(required - offered)!r}; "
+            f"expected names among {', '.join(sorted(offered))}"
+        )
     return {p.name for p in parameters} & offered
 
 
@@ -103,12 +113,17 @@ def _checked(task: str, name: str, values: Any, problems: Sequence[Problem]) -> 
     try:
         listed = [float(v) for v in values]
     except (TypeError, ValueError):
-        raise InputError(f"task {task!r}: reward {name!r} returned {str(values)[:80]!r}; expected "
-                         f"{len(problems)} numbers") from None
+        raise InputError(
+            f"task {task!r}: reward {name!r} returned {str(values)[:80]!r}; expected {len(problems)} numbers"
+        ) from None
     if len(listed) != len(problems):
-        raise InputError(f"task {task!r}: reward {name!r} returned {len(listed)} values for {len(problems)} completions")
+        raise InputError(
+            f"task {task!r}: reward {name!r} returned {len(listed)} values for {len(problems)} completions"
+        )
     for value, problem in zip(listed, problems, strict=True):
         if not math.isfinite(value):
-            raise InputError(f"task {task!r}: reward {name!r} is {value} for the question "
-                             f"{problem.question.strip()[:60]!r}; expected a finite number")
+            raise InputError(
+                f"task {task!r}: reward {name!r} is {value} for the question "
+                f"{problem.question.strip()[:60]!r}; expected a finite number"
+            )
     return torch.tensor(listed, dtype=torch.float32)

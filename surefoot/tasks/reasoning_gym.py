@@ -100,12 +100,19 @@ class ReasoningGym(TextTask):
         name, options = parse_spec(spec)
         self.dataset = _dataset(spec, name, options, TRAIN_SEED, 1 << 30)
         other = _dataset(spec, name, options, HELDOUT_SEED, 1 << 30)
-        super().__init__(spec, _Side(self.dataset, False, 1 << 20, distinct=False),
-                         _Side(other, True, heldout, distinct=True), self.score, max_new_tokens)
+        super().__init__(
+            spec,
+            _Side(self.dataset, False, 1 << 20, distinct=False),
+            _Side(other, True, heldout, distinct=True),
+            self.score,
+            max_new_tokens,
+        )
 
     def score(self, completions: list[str], problems: list[Problem]) -> list[float]:
         """`score_answer` of each completion's final answer, in [0, 1]."""
         from reasoning_gym.utils import extract_answer
 
-        return [float(self.dataset.score_answer(extract_answer(c), p.data))
-                for c, p in zip(completions, problems, strict=True)]
+        return [
+            float(self.dataset.score_answer(extract_answer(c), p.data))
+            for c, p in zip(completions, problems, strict=True)
+        ]

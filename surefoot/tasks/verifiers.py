@@ -33,8 +33,9 @@ def math(completions: list[str], answers: list[str]) -> list[float]:
     def equal(completion: str, answer: str) -> float:
         gold = parse(f"${answer}$", parsing_timeout=None)
         said = final_answer(completion)
-        return float(any(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None)
-                         for text in (f"${said}$", said)))
+        return float(
+            any(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None) for text in (f"${said}$", said))
+        )
 
     return [equal(c, str(a)) for c, a in zip(completions, answers, strict=True)]
 

@@ -69,7 +69,9 @@ def verify(checkpoint: Path) -> None:
     try:
         digests = json.loads((checkpoint / "manifest.json").read_text())
     except (OSError, json.JSONDecodeError):
-        raise InputError(f"checkpoint {checkpoint}: manifest.json is missing or unreadable{_others(checkpoint)}") from None
+        raise InputError(
+            f"checkpoint {checkpoint}: manifest.json is missing or unreadable{_others(checkpoint)}"
+        ) from None
     for name, digest in digests.items():
         path = checkpoint / name
         if not path.is_file() or _digest(path) != digest:

@@ -112,8 +112,15 @@ def train(
     return _run(trainer, run, progress, report)
 
 
-def resume(folder: str | Path, *, policy: Any = None, task: Any = None, method: Method | None = None,
-           progress: bool = True, report: bool = True) -> Result:
+def resume(
+    folder: str | Path,
+    *,
+    policy: Any = None,
+    task: Any = None,
+    method: Method | None = None,
+    progress: bool = True,
+    report: bool = True,
+) -> Result:
     """Go on with a run from its newest checkpoint (or the one given), exactly as if it had never stopped.
 
     Objects of one's own (`policy`, `task`, `method`) that the run was started with must be given again.
@@ -127,9 +134,13 @@ def resume(folder: str | Path, *, policy: Any = None, task: Any = None, method: 
     at = at or found[-1]
     checkpoint.verify(at)
     config = run.config()
-    made = _Made(policy or config["policy"], task or tasks.load(config["task"], config.get("reward") or None),
-                 method or Method.from_dict(config["method"]), Settings(**_settings(config["train"])),
-                 config.get("teacher") or None)
+    made = _Made(
+        policy or config["policy"],
+        task or tasks.load(config["task"], config.get("reward") or None),
+        method or Method.from_dict(config["method"]),
+        Settings(**_settings(config["train"])),
+        config.get("teacher") or None,
+    )
     trainer = made.trainer()
     checkpoint.load(trainer, at)
     run.rewind(trainer.step)
@@ -178,8 +189,10 @@ def _run(trainer: Trainer, run: Run, progress: bool, report: bool) -> Result:
     s, folder = trainer.settings, run.folder / "checkpoints"
     live = Live(s.steps, trainer.step, progress)
     say = live.say
-    say(f"[bold]{trainer.method.name}[/bold] on {trainer.task.name} with {getattr(trainer.policy, 'name', 'policy')}"
-        f" -> {run.folder}")
+    say(
+        f"[bold]{trainer.method.name}[/bold] on {trainer.task.name} with {getattr(trainer.policy, 'name', 'policy')}"
+        f" -> {run.folder}"
+    )
     before = _final_evaluation(trainer, run, "before", say) if trainer.step == 0 else _known(run, "before")
     spent, saved_at = 0.0, time.monotonic()
     try:
@@ -190,7 +203,10 @@ def _run(trainer: Trainer, run: Run, progress: bool, report: bool) -> Result:
                 spent += time.perf_counter() - started
                 if s.eval_every and (trainer.step % s.eval_every == 0 or trainer.step == s.steps):
                     accuracy = quick_accuracy(trainer.policy, trainer.task, s.eval_problems, s.seed, _sampling(trainer))
-                    result.metrics["heldout"] = {"pass@1": accuracy, "n": min(s.eval_problems, len(trainer.task.heldout))}
+                    result.metrics["heldout"] = {
+                        "pass@1": accuracy,
+                        "n": min(s.eval_problems, len(trainer.task.heldout)),
+                    }
                 run.step(trainer.step, result.metrics, result.seconds, result.batch if s.log_rollouts else None)
                 live.step(trainer.step, result.metrics, result.seconds)
                 if stop.requested:
@@ -235,8 +251,10 @@ def _final_evaluation(trainer: Trainer, run: Run, when: str, say: Any) -> dict[s
     run.evaluation(task=trainer.task.name, k=s.final_samples, **{when: record})
     low, high = record["pass@1_interval"]
     best = f", pass@{s.final_samples} {100 * record[f'pass@{s.final_samples}']:.1f}%"
-    say(f"held-out {when}: pass@1 {100 * record['pass@1']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]{best} "
-        f"({record['n']} problems)")
+    say(
+        f"held-out {when}: pass@1 {100 * record['pass@1']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]{best} "
+        f"({record['n']} problems)"
+    )
     return record
 
 

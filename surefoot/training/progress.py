@@ -8,7 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_FIELDS = (("reward", "reward"), ("heldout", "held-out"), ("entropy", "entropy"), ("kl", "KL"), ("tokens_per_s", "tok/s"))
+_FIELDS = (
+    ("reward", "reward"),
+    ("heldout", "held-out"),
+    ("entropy", "entropy"),
+    ("kl", "KL"),
+    ("tokens_per_s", "tok/s"),
+)
 
 
 class Live:
@@ -20,9 +26,16 @@ class Live:
         self.shown: dict[str, float] = {}
         self.total = total
         if enabled and sys.stderr.isatty():
-            self.bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=18), MofNCompleteColumn(),
-                                TextColumn("{task.fields[line]}"), TimeElapsedColumn(), TextColumn("left"),
-                                TimeRemainingColumn(), console=self.console)
+            self.bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=18),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
             self.row = self.bar.add_task("train", total=total, completed=done, line="")
 
     def __enter__(self) -> Live:
@@ -36,8 +49,12 @@ class Live:
 
     def step(self, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
         """Show a finished step."""
-        numbers = {"reward": metrics.get("reward"), "entropy": metrics.get("entropy"), "kl": metrics.get("kl"),
-                   "tokens_per_s": seconds.get("tokens_per_s")}
+        numbers = {
+            "reward": metrics.get("reward"),
+            "entropy": metrics.get("entropy"),
+            "kl": metrics.get("kl"),
+            "tokens_per_s": seconds.get("tokens_per_s"),
+        }
         fresh = metrics.get("heldout", {}).get("pass@1")
         numbers["heldout"] = fresh
         self.shown |= {k: v for k, v in numbers.items() if v is not None}

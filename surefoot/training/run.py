@@ -1,13 +1,13 @@
 """A run is a folder: what is resumed, compared, diagnosed and reported.
 
-    config.toml       fully resolved; training from it repeats the run
-    metrics.jsonl     one line a step, flushed; numbers that a repeated or resumed run gives again, bit for bit
-    timings.jsonl     seconds of each step by phase (kept apart, because they never repeat)
-    events.jsonl      starts, resumes, checkpoints, alarms, stops
-    rollouts/         what was said, rewarded and learnt from, as Parquet, one file a block of steps
-    evaluation.json   held-out accuracy before and after, with samples
-    checkpoints/      step-N folders (see `training.checkpoint`)
-    report.html
+config.toml       fully resolved; training from it repeats the run
+metrics.jsonl     one line a step, flushed; numbers that a repeated or resumed run gives again, bit for bit
+timings.jsonl     seconds of each step by phase (kept apart, because they never repeat)
+events.jsonl      starts, resumes, checkpoints, alarms, stops
+rollouts/         what was said, rewarded and learnt from, as Parquet, one file a block of steps
+evaluation.json   held-out accuracy before and after, with samples
+checkpoints/      step-N folders (see `training.checkpoint`)
+report.html
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class Run:
     @classmethod
     def create(cls, folder: Path, config: Mapping[str, Any]) -> Run:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"output folder {str(folder)!r} exists and is not empty; choose another --out, or go on "
-                             f"with --resume {folder}")
+            raise InputError(
+                f"output folder {str(folder)!r} exists and is not empty; choose another --out, or go on "
+                f"with --resume {folder}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rollouts").mkdir()
         (folder / "checkpoints").mkdir()
@@ -79,8 +81,10 @@ class Run:
 
     def event(self, step: int, kind: str, message: str, **facts: Any) -> None:
         """Write an event, with the time of day."""
-        self._line("events.jsonl", {"step": step, "kind": kind, "message": message,
-                                    "time": time.strftime("%Y-%m-%dT%H:%M:%S")} | facts)
+        self._line(
+            "events.jsonl",
+            {"step": step, "kind": kind, "message": message, "time": time.strftime("%Y-%m-%dT%H:%M:%S")} | facts,
+        )
 
     def evaluation(self, **parts: Any) -> None:
         """Add to `evaluation.json`."""
@@ -95,8 +99,9 @@ class Run:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.concat_tables([pa.table(rows_of(b["step"], b["batch"])) for b in self._block],
-                                 promote_options="permissive")
+        table = pa.concat_tables(
+            [pa.table(rows_of(b["step"], b["batch"])) for b in self._block], promote_options="permissive"
+        )
         path = self.folder / "rollouts" / f"step-{self._block_end:06d}.parquet"
         aside = path.with_suffix(".tmp")
         pq.write_table(table, aside, compression="zstd")

@@ -41,8 +41,11 @@ class Signals:
         """The batch with the `wanted` signal columns that it lacks; one pass for all columns of one policy."""
         missing = {c for c in wanted if c not in rollouts and COLUMNS[c].source == "signal"}
         columns: dict[str, Tensor] = {}
-        for source, names, scorer in (("policy", _OLD, lambda: self.policy), ("reference", _REFERENCE, self._reference),
-                                      ("teacher", _TEACHER, self._teacher)):
+        for source, names, scorer in (
+            ("policy", _OLD, lambda: self.policy),
+            ("reference", _REFERENCE, self._reference),
+            ("teacher", _TEACHER, self._teacher),
+        ):
             mine = {c: names[c] for c in missing if c in names}
             if mine:
                 self.passes[source] = self.passes.get(source, 0) + 1
@@ -79,5 +82,7 @@ def require(rollouts: Rollouts, path: str, part: Any) -> None:
     for column in part.reads:
         if column not in rollouts:
             column_is = COLUMNS[column].meaning if column in COLUMNS else "not a known column"
-            raise MissingColumn(f"{path} ({type(part).__name__}) reads column {column!r} ({column_is}), "
-                                f"which nothing in this run provides")
+            raise MissingColumn(
+                f"{path} ({type(part).__name__}) reads column {column!r} ({column_is}), "
+                f"which nothing in this run provides"
+            )

@@ -63,8 +63,13 @@ class Trainer:
         self.signals = Signals(self.policy, reference=lambda: self._reference, teacher=self.teacher)
         s = self.settings
         self.peak_lr = s.lr if s.lr is not None else self.policy.suggested_lr
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.peak_lr, betas=(s.beta1, s.beta2),
-                                           weight_decay=s.weight_decay, foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(),
+            lr=self.peak_lr,
+            betas=(s.beta1, s.beta2),
+            weight_decay=s.weight_decay,
+            foreach=True,
+        )
 
     def _live_columns(self) -> set[str]:
         return {c for c in self.method.readers(*UPDATE_SLOTS) if c in LIVE} | {"logp"}
@@ -134,8 +139,9 @@ class Trainer:
             method.prompts.observe(batch)
         with self._phase("score"), torch.no_grad():
             batch = self._with_old_logp(batch)
-            batch = self.signals.fill(batch, {c for p in (method.reward, method.advantage, method.select)
-                                              for c in p.reads})
+            batch = self.signals.fill(
+                batch, {c for p in (method.reward, method.advantage, method.select) for c in p.reads}
+            )
             batch = self._call("reward", method.reward, batch)
             check_column(batch, "reward", self.step)
             batch = self._call("advantage", method.advantage, batch)
@@ -168,7 +174,9 @@ class Trainer:
         for epoch in range(plan.epochs):
             for rows in _minibatches(batch, plan.minibatches, self._rng(2 + epoch)):
                 logs.append(self._optimizer_step(batch.rows(rows) if plan.minibatches > 1 else batch))
-        return {k: float(np.mean([log[k] for log in logs if k in log])) for k in dict.fromkeys(k for g in logs for k in g)}
+        return {
+            k: float(np.mean([log[k] for log in logs if k in log])) for k in dict.fromkeys(k for g in logs for k in g)
+        }
 
     def _optimizer_step(self, minibatch: Rollouts) -> dict[str, float]:
         weights = self.method.aggregate(minibatch)
@@ -267,8 +275,10 @@ def _minibatches(batch: Rollouts, count: int, rng: np.random.Generator) -> list[
         return [torch.arange(len(batch))]
     groups = np.unique(batch.group.numpy())
     rng.shuffle(groups)
-    return [torch.isin(batch.group, torch.from_numpy(part)).nonzero().flatten()
-            for part in np.array_split(groups, min(count, len(groups)))]
+    return [
+        torch.isin(batch.group, torch.from_numpy(part)).nonzero().flatten()
+        for part in np.array_split(groups, min(count, len(groups)))
+    ]
 
 
 def _microbatches(batch: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:

@@ -11,6 +11,7 @@ from surefoot.errors import InputError
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
     """A claim that is not in the package, with results kept in a temporary folder."""
+
     def run(size, seeds, report):
         if report:
             (report / "toy.png").write_bytes(b"")

@@ -51,7 +51,7 @@ def test_an_interrupted_run_is_resumed_and_one_without_checkpoint_is_set_aside(t
     job = make_job(tmp_path / "a", steps=5, evaluation=False)
     assert job.command()[-2:] == ["--out", str(tmp_path / "a")]
     assert not (tmp_path / "a").exists()
-    assert (tmp_path / "a.unfinished-1" / "metrics.jsonl").is_file()          # nothing written is lost
+    assert (tmp_path / "a.unfinished-1" / "metrics.jsonl").is_file()  # nothing written is lost
     job = make_job(tmp_path / "b", steps=5, evaluation=False)
     (tmp_path / "b" / "checkpoints" / "step-000003").mkdir(parents=True)
     assert job.command()[-4:] == ["train", "--resume", str(tmp_path / "b"), "--quiet"]
@@ -59,8 +59,11 @@ def test_an_interrupted_run_is_resumed_and_one_without_checkpoint_is_set_aside(t
 
 def test_failures_are_named_after_the_others_have_run(tmp_path, capsys):
     good = "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir(); print('done')"
-    jobs = [script(tmp_path / "seed-0", "import sys; print('surefoot: no such thing'); sys.exit(2)"),
-            script(tmp_path / "seed-1", good, seed=1), script(tmp_path / "seed-2", good, seed=2)]
+    jobs = [
+        script(tmp_path / "seed-0", "import sys; print('surefoot: no such thing'); sys.exit(2)"),
+        script(tmp_path / "seed-1", good, seed=1),
+        script(tmp_path / "seed-2", good, seed=2),
+    ]
     with pytest.raises(RunsFailed, match="1 of 3 runs failed; the first, m seed 0: exit status 2: surefoot: no such"):
         run_jobs(jobs, at_once=2)
     assert (tmp_path / "seed-1").is_dir() and (tmp_path / "seed-2").is_dir()
@@ -90,10 +93,13 @@ CHILD = """
 NO_RAY = importlib.util.find_spec("ray") is None
 
 
-@pytest.mark.parametrize("options", [
-    {"at_once": 2},
-    pytest.param({"ray_address": "local"}, marks=pytest.mark.skipif(NO_RAY, reason="no ray (surefoot[cluster])")),
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"at_once": 2},
+        pytest.param({"ray_address": "local"}, marks=pytest.mark.skipif(NO_RAY, reason="no ray (surefoot[cluster])")),
+    ],
+)
 def test_ctrl_c_reaches_every_child_once(tmp_path, options):
     parent = textwrap.dedent(f"""
         import sys
@@ -126,8 +132,10 @@ def test_ray_that_is_not_installed_is_one_clear_line(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(NO_RAY, reason="no ray (surefoot[cluster])")
 def test_jobs_run_as_ray_tasks(tmp_path):
-    jobs = [script(tmp_path / f"seed-{i}", "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir()", seed=i)
-            for i in range(2)]
+    jobs = [
+        script(tmp_path / f"seed-{i}", "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir()", seed=i)
+        for i in range(2)
+    ]
     run_jobs(jobs, ray_address="local", progress=False)
     with pytest.raises(InputError, match="is an object"):
         run_jobs([Job("mine", 0, tmp_path / "x", here=print)], ray_address="local", progress=False)

@@ -14,9 +14,22 @@ from tests.report.folders import make_run
 
 
 def runs(tmp_path, finals, seeds=3, **changes):
-    return {name: [make_run(tmp_path / name / f"seed-{s}", seed=100 * i + s, final=final, method=name, steps=20,
-                            rollouts=False, problems=200, **changes) for s in range(seeds)]
-            for i, (name, final) in enumerate(finals.items())}
+    return {
+        name: [
+            make_run(
+                tmp_path / name / f"seed-{s}",
+                seed=100 * i + s,
+                final=final,
+                method=name,
+                steps=20,
+                rollouts=False,
+                problems=200,
+                **changes,
+            )
+            for s in range(seeds)
+        ]
+        for i, (name, final) in enumerate(finals.items())
+    }
 
 
 def test_real_and_lucky_differences_are_told_apart(tmp_path):
@@ -25,7 +38,7 @@ def test_real_and_lucky_differences_are_told_apart(tmp_path):
     real = {(p.a, p.b): p.real for p in found.pairs}
     assert len(real) == 3
     for (a, b), is_real in real.items():
-        assert is_real == ("rloo" in (a, b))              # the twins differ by luck alone
+        assert is_real == ("rloo" in (a, b))  # the twins differ by luck alone
     assert all(p.adjusted >= p.p and p.low < p.mean < p.high for p in found.pairs)
 
 
@@ -38,7 +51,7 @@ def test_numbers_are_those_of_the_folders(tmp_path):
     assert row.best == pytest.approx(np.mean([r["after"]["pass@4"] for r in records]))
     assert row.before == pytest.approx(np.mean([r["before"]["pass@1"] for r in records]))
     assert (row.tokens, row.seconds) == (20 * 3000, 20.0)
-    assert row.low < min(row.per_seed) and row.high > max(row.per_seed)     # two seeds leave much open
+    assert row.low < min(row.per_seed) and row.high > max(row.per_seed)  # two seeds leave much open
 
 
 def test_output_says_what_was_found(tmp_path):

@@ -11,8 +11,11 @@ from surefoot.evaluation.intervals import bootstrap_interval, clopper_pearson, w
 def test_coverage_by_enumeration(share, n=60):
     k = np.arange(n + 1)
     weights = binom.pmf(k, n, share)
-    exact = sum(w for i, w in zip(k, weights, strict=True) if clopper_pearson(int(i), n)[0] <= share
-                <= clopper_pearson(int(i), n)[1])
+    exact = sum(
+        w
+        for i, w in zip(k, weights, strict=True)
+        if clopper_pearson(int(i), n)[0] <= share <= clopper_pearson(int(i), n)[1]
+    )
     score = sum(w for i, w in zip(k, weights, strict=True) if wilson(i, n)[0] <= share <= wilson(i, n)[1])
     assert exact >= 0.95
     assert 0.9 < score < 0.99
@@ -20,6 +23,7 @@ def test_coverage_by_enumeration(share, n=60):
 
 def test_wilson_matches_scipy():
     from scipy.stats import binomtest
+
     for c, n in ((0, 5), (3, 7), (50, 50)):
         reference = binomtest(c, n).proportion_ci(method="wilson")
         assert wilson(c, n) == pytest.approx((reference.low, reference.high), abs=1e-12)

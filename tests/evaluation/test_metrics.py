@@ -61,7 +61,7 @@ def test_nobody_voting_is_wrong():
 
 def test_ece_by_hand_and_zero_when_calibrated():
     confidence = np.array([0.1] * 10 + [0.8] * 10)
-    correct = np.array([True] + [False] * 9 + [True] * 5 + [False] * 5)   # bins: |.1 - .1|, |.8 - .5|
+    correct = np.array([True] + [False] * 9 + [True] * 5 + [False] * 5)  # bins: |.1 - .1|, |.8 - .5|
     for binning in (equal_width, equal_mass):
         assert ece(confidence, correct, 2, binning) == pytest.approx(0.15)
         assert ece(confidence[:10], correct[:10], 10, binning) == pytest.approx(0.0, abs=1e-12)
@@ -85,7 +85,7 @@ def test_auc_is_the_share_of_pairs_in_order():
 
 def test_auc_within_ignores_differences_between_problems():
     score = np.array([[0.0, 1.0], [10.0, 11.0], [5.0, 6.0]])
-    correct = np.array([[True, False], [False, True], [True, True]])     # one inverted, one in order, one not mixed
+    correct = np.array([[True, False], [False, True], [True, True]])  # one inverted, one in order, one not mixed
     assert auc_within(score, correct) == 0.5
     assert np.isnan(auc_within(score[2:], correct[2:]))
 
@@ -98,8 +98,8 @@ def test_summary_of_a_small_evaluation():
     assert out["n"] == 4
     assert out["pass@1"] == pytest.approx((0.5 + 0 + 1 + 0.25) / 4)
     assert out["pass@4"] == 0.75
-    assert out["maj@4"] == 0.5                              # 3 and 9 win their votes; 8 beats the right 7
-    assert out["auc"] == 1.0 and out["auc_within"] == 1.0   # every right sample is likelier
+    assert out["maj@4"] == 0.5  # 3 and 9 win their votes; 8 beats the right 7
+    assert out["auc"] == 1.0 and out["auc_within"] == 1.0  # every right sample is likelier
     assert out["entropy"] == pytest.approx((7 * 1 + 9 * 4) / 32)
     assert out["length"] == 2.0
     # likelihood per step: e^-.5 = .6065 for the right, e^-2 = .1353 for the wrong; two confidences, two bins
@@ -112,4 +112,4 @@ def test_summary_of_a_small_evaluation():
 def test_a_summary_without_wrong_samples_has_no_auc():
     out = summarise(np.ones((3, 2), dtype=bool), np.full((3, 2), -1.0), np.ones((3, 2)), [["1", "1"]] * 3, k=2)
     assert out["auc"] is None and out["auc_within"] is None
-    assert 0.3 < out["pass@1_interval"][0] < 1.0            # three of three is not certainty
+    assert 0.3 < out["pass@1_interval"][0] < 1.0  # three of three is not certainty

@@ -15,7 +15,7 @@ def test_permutation_enumerates_signs():
     patterns = np.array(list(product([1, -1], repeat=9)))
     truth = np.mean(np.abs(patterns @ d) >= abs(d.sum()) - 1e-12)
     assert paired_permutation(d) == truth
-    assert paired_permutation(d, draws=500) == pytest.approx(truth, abs=0.08)       # sampled patterns
+    assert paired_permutation(d, draws=500) == pytest.approx(truth, abs=0.08)  # sampled patterns
 
 
 def test_crossed_test_of_one_row_or_column_is_the_paired_t_test():
@@ -42,7 +42,7 @@ def false_alarms(test, rng, runs=150, level=0.05):
 def test_only_the_crossed_test_keeps_its_rate_when_seeds_differ():
     rng = np.random.default_rng(2)
     assert false_alarms(lambda d: crossed_test(d).p, rng, runs=400) < 0.09
-    assert false_alarms(lambda d: crossed_test(d).p, rng, runs=400, level=0.01) < 0.03    # Holm needs the tail as well
+    assert false_alarms(lambda d: crossed_test(d).p, rng, runs=400, level=0.01) < 0.03  # Holm needs the tail as well
     assert false_alarms(lambda d: paired_bootstrap(d, draws=300).p, rng) > 0.15
     assert false_alarms(lambda d: paired_permutation(d.mean(0), draws=300), rng) > 0.5
 
@@ -62,7 +62,8 @@ def test_interval_and_p_value_agree():
         found = crossed_test(d)
         assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
         assert crossed_test(d, level=1 - found.p).low * np.sign(found.mean) == pytest.approx(
-            0 if found.mean > 0 else 2 * abs(found.mean), abs=1e-9)
+            0 if found.mean > 0 else 2 * abs(found.mean), abs=1e-9
+        )
 
 
 def test_holm_by_definition():

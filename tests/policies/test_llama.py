@@ -19,8 +19,16 @@ def _rollouts(prompts):
     lengths = torch.tensor([6, 1, 4, 5, 2, 6])
     present = torch.arange(6) < lengths[:, None]
     steps = torch.where(present, torch.randint(2, 40, (6, 6)), 0)
-    return Rollouts(dict(tokens=steps, present=present, mask=present, group=torch.tensor([0, 0, 3, 3, 3, 1]),
-                         prompt_tokens=tokens, prompt_mask=valid))
+    return Rollouts(
+        dict(
+            tokens=steps,
+            present=present,
+            mask=present,
+            group=torch.tensor([0, 0, 3, 3, 3, 1]),
+            prompt_tokens=tokens,
+            prompt_mask=valid,
+        )
+    )
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -40,7 +48,9 @@ def test_values_and_gradients_equal_the_slow_twin(prompts, kv_heads):
         torch.testing.assert_close(fast_out[name], slow_out[name], atol=3e-5, rtol=1e-4)
         assert (fast_out[name][~rollouts.present] == 0).all()
     for name, grad in slow_grad.items():
-        torch.testing.assert_close(fast_grad[name], grad, atol=2e-4 * float(grad.abs().max()) + 1e-7, rtol=1e-3, msg=name)
+        torch.testing.assert_close(
+            fast_grad[name], grad, atol=2e-4 * float(grad.abs().max()) + 1e-7, rtol=1e-3, msg=name
+        )
 
 
 def test_all_columns_of_one_pass_agree(prompts):
@@ -59,8 +69,9 @@ def test_a_prompt_is_computed_once_for_its_group(prompts, monkeypatch):
     policy, rollouts = CausalLM(tiny_llama(), _Tokenizer()), _rollouts(prompts)
     seen = []
     original = packed.Stack.__call__
-    monkeypatch.setattr(packed.Stack, "__call__",
-                        lambda self, tokens, *rest: seen.append(len(tokens)) or original(self, tokens, *rest))
+    monkeypatch.setattr(
+        packed.Stack, "__call__", lambda self, tokens, *rest: seen.append(len(tokens)) or original(self, tokens, *rest)
+    )
     policy.score(rollouts, {"logp"})
     prompt_tokens = int(rollouts.prompt_mask[[0, 1, 3]].sum())
     fed = int((rollouts.present.sum(1) - 1).sum())  # the last step of a row is scored, never fed
@@ -70,7 +81,8 @@ def test_a_prompt_is_computed_once_for_its_group(prompts, monkeypatch):
 def test_other_architectures_take_the_slow_path(prompts):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=64, eos_token_id=1,
-                                       bos_token_id=1))
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=64, eos_token_id=1, bos_token_id=1)
+    )
     policy = CausalLM(model, _Tokenizer())
     assert not policy.fast

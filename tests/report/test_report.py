@@ -15,8 +15,15 @@ from surefoot.report.data import evenly, read_run
 from tests.report.folders import lines, make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def data_of(path):
@@ -28,7 +35,7 @@ def test_page_is_self_contained_and_carries_the_run(tmp_path):
     assert path == tmp_path / "a" / "report.html"
     text = path.read_text()
     assert "{{" not in text.split('<script type="application/json"')[0]
-    assert not re.search(r'(?:src|href)="(?!data:)', text)                    # nothing to fetch
+    assert not re.search(r'(?:src|href)="(?!data:)', text)  # nothing to fetch
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     (run,) = data_of(path)["runs"]
     assert run["steps"] == 40 and len(run["curves"]["reward"]) == 40
@@ -127,7 +134,7 @@ def photograph(page, name):
 def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
     panel = page.get_by_role("tabpanel")
-    assert panel.count() == 1                 # the others are hidden
+    assert panel.count() == 1  # the others are hidden
     return panel
 
 
@@ -157,11 +164,11 @@ def test_every_tab_in_a_real_browser(tmp_path, opened):
     samples = evaluation["before"]["samples"]
     assert panel.locator(".pair").count() == len(samples)
     assert panel.locator(".said.is-right").count() == sum(
-        s["correct"] for side in ("before", "after") for s in evaluation[side]["samples"])
-    assert "<b>so</b>" in panel.locator("pre").first.inner_text()             # text stays text
+        s["correct"] for side in ("before", "after") for s in evaluation[side]["samples"]
+    )
+    assert "<b>so</b>" in panel.locator("pre").first.inner_text()  # text stays text
     panel.get_by_role("button", name="Now correct").click()
-    fixed = sum(not a["correct"] and b["correct"]
-                for a, b in zip(samples, evaluation["after"]["samples"], strict=True))
+    fixed = sum(not a["correct"] and b["correct"] for a, b in zip(samples, evaluation["after"]["samples"], strict=True))
     assert panel.locator(".pair").count() == fixed > 0
     photograph(page, "samples")
 
@@ -172,7 +179,7 @@ def test_every_tab_in_a_real_browser(tmp_path, opened):
     slider = panel.get_by_role("slider")
     box, seen = slider.bounding_box(), []
     page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
-    page.mouse.down()                                                         # a drag over several steps
+    page.mouse.down()  # a drag over several steps
     for share in (0.7, 0.4, 0.1):
         page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
         seen.append(int(slider.input_value()))
@@ -190,16 +197,15 @@ def test_every_tab_in_a_real_browser(tmp_path, opened):
 
     panel = open_tab(page, "Events")
     assert panel.locator("tbody tr").count() == 3 and "entropy fell by half" in panel.inner_text()
-    page.keyboard.press("Home")                                               # arrow keys move between tabs
+    page.keyboard.press("Home")  # arrow keys move between tabs
     assert page.get_by_role("tab", name="Overview").get_attribute("aria-selected") == "true"
 
 
 def test_several_runs_overlay_in_dark_on_a_phone(tmp_path, opened):
-    folders = [make_run(tmp_path / "grpo-seed0"),
-               make_run(tmp_path / "dapo-seed0", seed=1, final=0.6, method="dapo")]
+    folders = [make_run(tmp_path / "grpo-seed0"), make_run(tmp_path / "dapo-seed0", seed=1, final=0.6, method="dapo")]
     page = opened(report(folders, tmp_path / "report.html"), width=420, scheme="dark")
     assert page.get_by_role("heading", level=1).inner_text() == "2 runs compared"
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")     # nothing sticks out
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
     photograph(page, "overview-phone-dark")
     panel = open_tab(page, "Curves")
     assert panel.locator('[data-curve="reward"] path.curve').count() == 2
@@ -217,7 +223,11 @@ def test_a_bare_run_says_what_is_missing(tmp_path, opened):
     lines(tmp_path / "bare" / "metrics.jsonl", [{"step": 1, "reward": 0.5}])
     page = opened(report([tmp_path / "bare"]))
     assert "no evaluation yet" in page.get_by_role("tabpanel").inner_text()
-    for tab, text in (("Samples", "not been evaluated"), ("Rewards", "no rollouts"),
-                      ("Configuration", "no config.toml"), ("Events", "Nothing happened")):
+    for tab, text in (
+        ("Samples", "not been evaluated"),
+        ("Rewards", "no rollouts"),
+        ("Configuration", "no config.toml"),
+        ("Events", "Nothing happened"),
+    ):
         assert text in open_tab(page, tab).inner_text()
     assert "Reward" in open_tab(page, "Curves").inner_text()

@@ -76,8 +76,9 @@ def test_truncation_of_the_distribution():
     kept = [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]
     assert log_distribution(logits, Sampling(min_p=0.2)).exp()[0].tolist() == pytest.approx(kept)
     assert log_distribution(logits, Sampling(temperature=0)).exp()[0].tolist() == [1, 0, 0, 0]
-    assert log_distribution(logits, Sampling(temperature=2)).exp()[0, 0] == pytest.approx(0.5**0.5 / sum(
-        p**0.5 for p in (0.5, 0.3, 0.15, 0.05)))
+    assert log_distribution(logits, Sampling(temperature=2)).exp()[0, 0] == pytest.approx(
+        0.5**0.5 / sum(p**0.5 for p in (0.5, 0.3, 0.15, 0.05))
+    )
     assert log_distribution(logits, Sampling(top_p=1e-9)).exp()[0].tolist() == [1, 0, 0, 0]
 
 

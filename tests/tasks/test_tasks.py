@@ -20,8 +20,15 @@ def _judged(task, problems, completions):
     return task.judge(problems, Rollouts({"mask": blank}, notes={"completion": completions}))
 
 
-@pytest.mark.parametrize("spec", ["rg:chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2", "rg:gcd",
-                                  "rg:spell_backward:max_word_len=5", "rg:countdown:min_numbers=3,max_numbers=3"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "rg:chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2",
+        "rg:gcd",
+        "rg:spell_backward:max_word_len=5",
+        "rg:countdown:min_numbers=3,max_numbers=3",
+    ],
+)
 def test_train_and_heldout_never_overlap(spec):
     task = tasks.load(spec)
     heldout = {task.heldout[i].question for i in range(min(200, len(task.heldout)))}
@@ -52,17 +59,22 @@ def test_the_datasets_own_judge_scores():
 
 def test_spec_values_are_read_by_type():
     assert parse_spec("rg:a:x=1,y=2.5,z=true,ops=['+','-'],w=word") == (
-        "a", {"x": 1, "y": 2.5, "z": True, "ops": ["+", "-"], "w": "word"})
+        "a",
+        {"x": 1, "y": 2.5, "z": True, "ops": ["+", "-"], "w": "word"},
+    )
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("rg:chainsum", "did you mean 'chain_sum'"),
-    ("rg:chain_sum:min_term=2", "did you mean 'min_terms'"),
-    ("rg:chain_sum:min_terms=5,max_terms=2", "rg:chain_sum"),
-    ("rg:chain_sum:min_terms", "expected rg:<dataset>:key=value"),
-    ("nothing", "expected rg:"),
-    ("missing.jsonl", "needs a reward"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("rg:chainsum", "did you mean 'chain_sum'"),
+        ("rg:chain_sum:min_term=2", "did you mean 'min_terms'"),
+        ("rg:chain_sum:min_terms=5,max_terms=2", "rg:chain_sum"),
+        ("rg:chain_sum:min_terms", "expected rg:<dataset>:key=value"),
+        ("nothing", "expected rg:"),
+        ("missing.jsonl", "needs a reward"),
+    ],
+)
 def test_bad_specs(spec, message):
     with pytest.raises(InputError, match=message):
         tasks.load(spec)
@@ -86,15 +98,21 @@ def test_files_of_both_kinds(tmp_path):
         assert _judged(task, [problem], [f"<answer>{problem.answer}</answer>"]).correct.all()
 
 
-@pytest.mark.parametrize(("lines", "message"), [
-    ([{"prompt": "a", "answer": "b"}, "{broken"], "line 2: malformed JSON"),
-    ([{"prompt": "a", "answer": "b"}, {"promt": "a", "answer": "b"}], "line 2: no column 'prompt'; did you mean 'promt'"),
-    ([{"prompt": "  ", "answer": "b"}], "line 1: empty prompt"),
-    (["[1, 2]"], "line 1: got list, expected an object"),
-    ([{"prompt": "a", "answer": "b", "split": "test"}], "split 'test'"),
-    ([{"prompt": "a", "answer": "b", "split": "train"}], "0 held-out problems"),
-    ([{"prompt": "a", "answer": "b", "split": s} for s in ("train", "heldout")], "in both splits"),
-])
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"prompt": "a", "answer": "b"}, "{broken"], "line 2: malformed JSON"),
+        (
+            [{"prompt": "a", "answer": "b"}, {"promt": "a", "answer": "b"}],
+            "line 2: no column 'prompt'; did you mean 'promt'",
+        ),
+        ([{"prompt": "  ", "answer": "b"}], "line 1: empty prompt"),
+        (["[1, 2]"], "line 1: got list, expected an object"),
+        ([{"prompt": "a", "answer": "b", "split": "test"}], "split 'test'"),
+        ([{"prompt": "a", "answer": "b", "split": "train"}], "0 held-out problems"),
+        ([{"prompt": "a", "answer": "b", "split": s} for s in ("train", "heldout")], "in both splits"),
+    ],
+)
 def test_bad_files_name_the_line(tmp_path, lines, message):
     with pytest.raises(InputError, match=message):
         tasks.load(_jsonl(tmp_path, lines), "exact")
@@ -108,7 +126,9 @@ def test_verifiers():
 
 
 def test_a_reward_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "mine_reward.py").write_text("def short(completions):\n    return {'short': [1 / len(c) for c in completions]}")
+    (tmp_path / "mine_reward.py").write_text(
+        "def short(completions):\n    return {'short': [1 / len(c) for c in completions]}"
+    )
     monkeypatch.chdir(tmp_path)
     assert reward_function("mine_reward:short")(["abcd"]) == {"short": [0.25]}
     for name, message in (("exat", "did you mean 'exact'"), ("mine_reward:long", "long"), ("nowhere:f", "nowhere")):

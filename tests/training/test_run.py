@@ -26,15 +26,31 @@ QUICK = {"train.eval_every": 2, "train.final_problems": 4, "train.final_samples"
 
 def _train(out, steps=4, **more):
     overrides = QUICK | more.pop("set", {})
-    return sf.train(tiny_policy(), digits_task(), more.pop("method", METHOD), steps=steps, out=out, set=overrides,
-                    progress=False, report=False, **more)
+    return sf.train(
+        tiny_policy(),
+        digits_task(),
+        more.pop("method", METHOD),
+        steps=steps,
+        out=out,
+        set=overrides,
+        progress=False,
+        report=False,
+        **more,
+    )
 
 
 def test_a_run_folder_holds_what_it_should(tmp_path):
     result = _train(tmp_path / "run", steps=12)
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert {"config.toml", "metrics.jsonl", "timings.jsonl", "events.jsonl", "rollouts", "evaluation.json",
-            "checkpoints"} <= names
+    assert {
+        "config.toml",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "events.jsonl",
+        "rollouts",
+        "evaluation.json",
+        "checkpoints",
+    } <= names
     metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(1, 13))
     assert {"reward", "loss", "entropy", "kl", "grad_norm", "length", "lr", "zero_groups"} <= set(metrics[0])
@@ -90,8 +106,9 @@ def test_a_corrupt_checkpoint_is_named_with_an_earlier_one(tmp_path, name):
     (newest / name).write_bytes(data)
     with pytest.raises(InputError, match=rf"{name} is corrupt; an earlier one: --resume .*step-000002"):
         sf.resume(tmp_path / "run", policy=tiny_policy(), task=digits_task(), progress=False)
-    again = sf.resume(tmp_path / "run/checkpoints/step-000002", policy=tiny_policy(), task=digits_task(),
-                      progress=False, report=False)
+    again = sf.resume(
+        tmp_path / "run/checkpoints/step-000002", policy=tiny_policy(), task=digits_task(), progress=False, report=False
+    )
     assert again.after
 
 
@@ -127,9 +144,14 @@ def _bad_reward(kind):
     return reward
 
 
-@pytest.mark.parametrize(("kind", "message"), [
-    ("raises", "reward 'reward' raised KeyError"), ("short", "returned 1 values for"), ("nan", "is nan for the question"),
-])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("raises", "reward 'reward' raised KeyError"),
+        ("short", "returned 1 values for"),
+        ("nan", "is nan for the question"),
+    ],
+)
 def test_a_bad_reward_is_one_clear_line(tmp_path, kind, message):
     from surefoot.tasks.base import TextTask
 
@@ -164,11 +186,14 @@ def test_ctrl_c_saves_and_exits_130(tmp_path):
         "import surefoot.cli.train as verb\n"
         "verb.run = lambda args: sf.train(tiny_policy(), digits_task(), 'grpo', steps=100000, out=sys.argv[1],\n"
         "    set={'train.final_problems': 0, 'prompts.prompts': 2}, progress=False)\n"
-        "sys.exit(main(['train']))")
+        "sys.exit(main(['train']))"
+    )
     out = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", script, str(out)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text()):
+    while time.monotonic() < deadline and not (
+        (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text()
+    ):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -10,8 +10,11 @@ from surefoot.objective.surrogates import CISPO as Surrogate
 
 CISPO = GRPO.but(
     name="cispo",
-    paper=Paper(arxiv="2506.13585", year=2025, title="MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning "
-                                                     "Attention"),
+    paper=Paper(
+        arxiv="2506.13585",
+        year=2025,
+        title="MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention",
+    ),
     surrogate=Surrogate(),
     regularizers=(),
     aggregate=TokenMean(),

@@ -19,8 +19,11 @@ from surefoot.rollout.strategies import OnPolicy
 
 GRPO = Method(
     name="grpo",
-    paper=Paper(arxiv="2402.03300", year=2024, title="DeepSeekMath: Pushing the Limits of Mathematical Reasoning in "
-                                                     "Open Language Models"),
+    paper=Paper(
+        arxiv="2402.03300",
+        year=2024,
+        title="DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+    ),
     prompts=Uniform(prompts=16, rollouts=8),
     rollout=OnPolicy(),
     reward=Sum(),

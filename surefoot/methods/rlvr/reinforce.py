@@ -17,8 +17,9 @@ from surefoot.rollout.strategies import OnPolicy
 
 REINFORCE = Method(
     name="reinforce",
-    paper=Paper(year=1992, title="Simple statistical gradient-following algorithms for connectionist reinforcement "
-                                 "learning"),
+    paper=Paper(
+        year=1992, title="Simple statistical gradient-following algorithms for connectionist reinforcement learning"
+    ),
     prompts=Uniform(prompts=128, rollouts=1),
     rollout=OnPolicy(),
     reward=Sum(),

@@ -13,8 +13,11 @@ from surefoot.rollout.prompts import Uniform
 
 RLOO = REINFORCE.but(
     name="rloo",
-    paper=Paper(arxiv="2402.14740", year=2024, title="Back to Basics: Revisiting REINFORCE Style Optimization for "
-                                                     "Learning from Human Feedback in LLMs"),
+    paper=Paper(
+        arxiv="2402.14740",
+        year=2024,
+        title="Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs",
+    ),
     prompts=Uniform(prompts=16, rollouts=8),
     advantage=LeaveOneOut(),
 )
