@@ -133,9 +133,10 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1, ray_address: str | None = No
 def _here(jobs: Sequence[Job], at_once: int, say: Callable[[Job, str], None]) -> dict[str, str]:
     processes = Processes(threads=max(1, (os.cpu_count() or 1) // at_once))
     failures: dict[str, str] = {}
-    for job in [j for j in jobs if j.here]:
-        _note(job, _call(job), failures, say)
-    jobs = [j for j in jobs if not j.here]
+    for job in jobs:
+        if job.here:
+            _note(job, _call(job.here), failures, say)
+    jobs = [job for job in jobs if not job.here]
     with ThreadPoolExecutor(at_once) as pool:
         futures = {pool.submit(processes.run, job): job for job in jobs}
         try:
@@ -148,10 +149,10 @@ def _here(jobs: Sequence[Job], at_once: int, say: Callable[[Job, str], None]) ->
     return failures
 
 
-def _call(job: Job) -> str:
+def _call(train: Callable[[], object]) -> str:
     """Run a job in this process; returns an empty text, or why it failed."""
     try:
-        job.here()
+        train()
     except SurefootError as e:
         if e.status == Stopped.status:
             raise Stopped(f"{e}; the same call goes on") from None
@@ -166,7 +167,7 @@ def _on_ray(jobs: Sequence[Job], address: str, say: Callable[[Job, str], None]) 
     if any(job.here for job in jobs):
         raise InputError("compare --ray: a method or task is an object; expected names that another machine can load")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
     remote = ray.remote(num_cpus=1)(_one_process)

@@ -85,7 +85,7 @@ def _won_with(v: int, classes: list[tuple[int, float]], silent: int, k: int) -> 
     right = np.zeros_like(ways)  # the same, times the sum of shares over the tied answers
     ways[0] = comb(silent, np.arange(k + 1))
     for size, share in classes:
-        below = comb(size, np.arange(v))
+        below = np.asarray(comb(size, np.arange(v)))
         new_ways, new_right = _times(ways, below), _times(right, below)
         if size >= v:
             exact = comb(size, v)

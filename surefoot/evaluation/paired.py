@@ -6,6 +6,7 @@ cell. Two methods are compared by the table of their differences, so that hard p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,7 +69,8 @@ def _alpha_of(mean: float, half: Callable[[float], float]) -> float:
         return 1.0
     if half(smallest) <= mean:
         return 0.0
-    return float(np.exp(brentq(lambda x: half(np.exp(x)) - mean, np.log(smallest), 0.0, xtol=1e-12)))
+    root = brentq(lambda log_alpha: half(math.exp(log_alpha)) - mean, math.log(smallest), 0.0, xtol=1e-12)
+    return math.exp(float(root))  # pyright: ignore[reportArgumentType]
 
 
 def paired_bootstrap(

@@ -12,13 +12,14 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from surefoot.errors import InputError
 from surefoot.report.data import Series, read_run
 
 COLOURS = ("#0b62c4", "#c4570b", "#00805f", "#b0408c", "#7a6a00", "#1f8fb0", "#6d4cc0", "#6b6f73")
 QUIET = "#8b939b"
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -43,9 +44,7 @@ STYLE = {
 def canvas(width: float, height: float) -> Iterator[Figure]:
     """A figure in the house style, in inches."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.get_layout_engine().set(wspace=0.07)
-        yield figure
+        yield Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.07))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
