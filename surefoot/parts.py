@@ -41,6 +41,10 @@ class Part:
     adds: ClassVar[tuple[str, ...]] = ()
     memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False, kw_only=True)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the part does, by its slot (see the protocols below)."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__")
+
     def fresh(self: P) -> P:
         """A copy with empty memory, here and in every part inside it."""
         changed = {}

@@ -52,7 +52,7 @@ baseline_reward | n   | float | rollout | reward of a greedy trajectory of the s
 advantage     | n t   | float | method  | credit of each step
 returns       | n t   | float | method  | target of the value function
 weight        | n t   | float | method  | factor on the loss of each step
-old_logp      | n t   | float | signal  | log-probability when the batch was made (trainer's numerics, sampling temperature)
+old_logp      | n t   | float | signal  | log-probability when the batch was made (trainer's numerics)
 old_entropy   | n t   | float | signal  | entropy of the step's distribution when the batch was made, nats
 old_value     | n t   | float | signal  | value before each step when the batch was made
 ref_logp      | n t   | float | signal  | log-probability under the reference policy

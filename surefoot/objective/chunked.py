@@ -100,7 +100,7 @@ class _Chunked(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += g.sum(0)
         cast = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, cast, None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None, None
+        return grad_hidden, cast, None if grad_bias is None else grad_bias.to(weight.dtype), None, None, None, None
 
 
 def _slices(total: int, size: int) -> list[slice]:

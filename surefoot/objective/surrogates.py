@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -82,7 +83,7 @@ class _Ratio(Part):
     reads = ("logp", "old_logp", "advantage", "mask")
     vanishes_with_advantage = True
 
-    def _log(self, rollouts: Rollouts, ratio: Part) -> Float[Tensor, "n t"]:
+    def _log(self, rollouts: Rollouts, ratio: Any) -> Float[Tensor, "n t"]:
         turn = rollouts.turn if "turn" in rollouts else None
         return ratio.log(rollouts.logp, rollouts.old_logp, rollouts.mask, turn)
 

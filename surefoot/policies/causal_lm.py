@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,8 +59,9 @@ class CausalLM:
     kind = "causal-lm"
     live = ("logp", "entropy", "value", "logits", "hidden")
 
-    def __init__(self, model: nn.Module, tokenizer, name: str = "model", fast: bool = True):
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+    def __init__(self, model: Any, tokenizer: Any, name: str = "model", fast: bool = True):
+        self.model: Any = model.eval()
+        self.tokenizer, self.name = tokenizer, name
         self.fast = fast and llama.supported(model)
         self.value_head: nn.Linear | None = None
         config = model.config
@@ -262,7 +264,7 @@ class CausalLM:
 
     def extra_state(self) -> dict[str, Tensor]:
         """What the Hugging Face format does not carry: the value head, and adapters (LoRA)."""
-        state = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if self.value_head else {}
+        state: dict[str, Tensor] = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if self.value_head else {}
         if hasattr(self.model, "peft_config"):
             state |= {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         return state

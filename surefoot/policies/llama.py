@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,6 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 def supported(model: nn.Module) -> bool:
     """Whether `model` is a plain Llama that this file computes (LoRA-wrapped linear layers included)."""
-    inner = getattr(model, "base_model", model)
-    inner = getattr(inner, "model", inner) if hasattr(inner, "peft_config") or inner is not model else inner
     config = getattr(model, "config", None)
     return (
         getattr(config, "model_type", None) == "llama"
@@ -32,7 +31,7 @@ def supported(model: nn.Module) -> bool:
     )
 
 
-def backbone(model: nn.Module) -> nn.Module:
+def backbone(model: Any) -> Any:
     """The decoder under the language-model head, whether or not adapters are wrapped around it."""
     while not hasattr(model, "embed_tokens"):
         model = model.base_model.model if hasattr(model, "peft_config") else model.model
@@ -42,7 +41,7 @@ def backbone(model: nn.Module) -> nn.Module:
 class Layer:
     """One decoder layer as three dense maps, through the modules themselves (adapters and hooks included)."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: Any):
         self.m = module
 
     def qkv(self, h: Float[Tensor, "s d"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +59,7 @@ class Layer:
 class FusedLayer(Layer):
     """The same maps with projections joined: fewer, larger products, for decoding without gradient."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: Any):
         super().__init__(module)
         attention, mlp = module.self_attn, module.mlp
         self.sizes = [p.out_features for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
@@ -68,14 +67,15 @@ class FusedLayer(Layer):
         self.wup, self.bup = _join(mlp.gate_proj, mlp.up_proj)
 
     def qkv(self, h: Float[Tensor, "s d"]) -> tuple[Tensor, Tensor, Tensor]:
-        return F.linear(h, self.wqkv, self.bqkv).split(self.sizes, dim=-1)
+        q, k, v = F.linear(h, self.wqkv, self.bqkv).split(self.sizes, dim=-1)
+        return q, k, v
 
     def mlp(self, h: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
         gate, up = F.linear(h, self.wup, self.bup).chunk(2, dim=-1)
         return self.m.mlp.down_proj(F.silu(gate) * up)
 
 
-def _join(*linears: nn.Module) -> tuple[Tensor, Tensor | None]:
+def _join(*linears: Any) -> tuple[Tensor, Tensor | None]:
     weight = torch.cat([p.weight for p in linears])
     return weight, None if linears[0].bias is None else torch.cat([p.bias for p in linears])
 
@@ -84,7 +84,7 @@ def _join(*linears: nn.Module) -> tuple[Tensor, Tensor | None]:
 class Stack:
     """The decoder of a Llama as `tokens, positions, attend -> hidden`; `fused` joins projections (no gradient)."""
 
-    model: nn.Module
+    model: Any
     fused: bool = False
 
     def __post_init__(self):
@@ -107,7 +107,7 @@ class Stack:
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
 
-    def norm(self, module: nn.Module, x: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
+    def norm(self, module: Any, x: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
         return F.rms_norm(x, x.shape[-1:], module.weight, self.eps)
 
     def __call__(self, tokens: Int[Tensor, "s"], positions: Int[Tensor, "s"], attend: Attend) -> Float[Tensor, "s d"]:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from dataclasses import fields
+from typing import Any
 
 import surefoot.objective
 import surefoot.rollout
@@ -29,7 +30,7 @@ def modules() -> list:
     ]
 
 
-def public(module) -> list[tuple[str, object]]:
+def public(module) -> list[tuple[str, Any]]:
     """Public functions and parts defined in a module, in the order of its text."""
     found = [
         (name, obj)

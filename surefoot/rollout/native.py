@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from surefoot.errors import InputError
 from surefoot.policies import llama
@@ -109,7 +110,7 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
+    model: Any,
     prompts: Int[Tensor, "m p"],
     valid: Tensor,
     group: Int[Tensor, "n"],
@@ -169,7 +170,7 @@ class _PackedDecoder:
 
     block = 64  # the rows' own cache grows by so many steps at a time
 
-    def __init__(self, model: nn.Module, prompts: Tensor, valid: Tensor, group: Tensor):
+    def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor):
         self.model, self.stack = model, llama.Stack(model, fused=True)
         self.device = next(model.parameters()).device
         prompts, valid, group = (x.to(self.device) for x in (prompts, valid, group))
@@ -253,7 +254,7 @@ def _room(x: Float[Tensor, "b h l w"], steps: int) -> Float[Tensor, "b h k w"]:
 class _HuggingFaceDecoder:
     """Any causal language model, through its own forward and `DynamicCache`."""
 
-    def __init__(self, model: nn.Module, prompts: Tensor, valid: Tensor, group: Tensor):
+    def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor):
         self.model = model
         self.device = next(model.parameters()).device
         prompts, valid, group = (x.to(self.device) for x in (prompts, valid, group))

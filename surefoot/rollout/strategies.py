@@ -78,7 +78,7 @@ class DynamicSampling(OnPolicy):
 
 def informative_groups(rollouts: Rollouts) -> torch.Tensor:
     """The groups whose total reward is not the same for all their trajectories."""
-    total = sum(r if r.ndim == 1 else r.sum(1) for r in rollouts.rewards.values())
+    total = torch.stack([r if r.ndim == 1 else r.sum(1) for r in rollouts.rewards.values()]).sum(0)
     groups = rollouts.group.unique()
     spread = [total[rollouts.group == g] for g in groups]
     return groups[torch.tensor([bool((r != r[0]).any()) for r in spread], dtype=torch.bool)]

@@ -62,15 +62,15 @@ class _Side(Sequence):
     def __init__(self, dataset, held_out: bool, size: int, distinct: bool):
         self.dataset, self.held_out, self.size = dataset, held_out, size
         self.problem = lru_cache(maxsize=8192)(self._problem)
-        self.index = self._distinct(size) if distinct else None
+        self.indices = self._distinct(size) if distinct else None
 
     def __len__(self) -> int:
-        return len(self.index) if self.index is not None else self.size
+        return len(self.indices) if self.indices is not None else self.size
 
     def __getitem__(self, i: int) -> Problem:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return self.problem(self.index[i] if self.index is not None else i)
+        return self.problem(self.indices[i] if self.indices is not None else i)
 
     def _problem(self, i: int) -> Problem:
         for attempt in range(400):
@@ -113,6 +113,6 @@ class ReasoningGym(TextTask):
         from reasoning_gym.utils import extract_answer
 
         return [
-            float(self.dataset.score_answer(extract_answer(c), p.data))
+            float(self.dataset.score_answer(extract_answer(c), dict(p.data)))
             for c, p in zip(completions, problems, strict=True)
         ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 from reasoning_gym.utils import extract_answer
 
@@ -30,12 +32,14 @@ def math(completions: list[str], answers: list[str]) -> list[float]:
     """1 where math-verify finds the final answer mathematically equal to the reference; else 0."""
     from math_verify import parse, verify
 
+    main = threading.current_thread() is threading.main_thread()  # math-verify's time limit is an alarm signal
+    limit: Any = 5 if main else None
+
     def equal(completion: str, answer: str) -> float:
-        gold = parse(f"${answer}$", parsing_timeout=None)
+        gold = parse(f"${answer}$", parsing_timeout=limit)
         said = final_answer(completion)
-        return float(
-            any(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None) for text in (f"${said}$", said))
-        )
+        readings = (parse(text, parsing_timeout=limit) for text in (f"${said}$", said))
+        return float(any(verify(gold, reading, timeout_seconds=limit) for reading in readings))
 
     return [equal(c, str(a)) for c, a in zip(completions, answers, strict=True)]
 

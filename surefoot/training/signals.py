@@ -51,7 +51,7 @@ class Signals:
                 self.passes[source] = self.passes.get(source, 0) + 1
                 scored = self._score(scorer(), rollouts, set(mine.values()))
                 columns |= {c: scored[live] for c, live in mine.items()}
-        return rollouts.having(**columns) if columns else rollouts
+        return rollouts.having(None, None, **columns) if columns else rollouts
 
     def _reference(self) -> Any:
         if self.reference is None:

@@ -136,7 +136,7 @@ class Trainer:
         method = self.method
         batch = method.rollout(self, self.more())
         if hasattr(method.prompts, "observe"):
-            method.prompts.observe(batch)
+            method.prompts.observe(batch)  # pyright: ignore[reportAttributeAccessIssue]
         with self._phase("score"), torch.no_grad():
             batch = self._with_old_logp(batch)
             batch = self.signals.fill(
@@ -221,7 +221,8 @@ class Trainer:
             log["_counted"] = log.get("_counted", 0.0) + counted
             for path, part in self.method.parts():
                 if path == "surrogate" or path.startswith("regularizers."):
-                    for name, value in (part.metrics(micro) if hasattr(part, "metrics") else {}).items():
+                    measure = getattr(part, "metrics", None)
+                    for name, value in (measure(micro) if measure else {}).items():
                         log[f"_sum_{name}"] = log.get(f"_sum_{name}", 0.0) + float(value) * counted
             if "ref_logp" in micro:
                 gap = (micro.ref_logp - micro.logp)[micro.mask]

@@ -1,0 +1,209 @@
+"""Controllers: metrics in, new values of fields out.
+
+Each names the field it moves (`regularizers.kl.coef`) and the metric it watches, and returns `{field: value}` after
+every step; a metric that is not there moves nothing. What a controller remembers is in `memory`, so a resumed run goes
+on exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from surefoot.errors import InputError
+from surefoot.parts import Part
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class AdaptiveKL(Part):
+    """PPO's adaptive penalty in its proportional form (Ziegler et al., arXiv 1909.08593, section 2.2).
+
+    `e = clip(kl / target - 1, -0.2, 0.2);  coef *= 1 + gain * e`. The paper's gain is 0.1 per batch.
+    """
+
+    target: float = 0.1
+    gain: float = 0.1
+    start: float = 0.04
+    limit: float = 0.2
+    metric: str = "kl"
+    field: str = "regularizers.kl.coef"
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        if self.metric not in metrics:
+            return {}
+        error = min(self.limit, max(-self.limit, metrics[self.metric] / self.target - 1))
+        coef = self.memory.get("coef", self.start) * (1 + self.gain * error)
+        self.memory["coef"] = coef
+        return {self.field: coef}
+
+
+@dataclass(frozen=True)
+class DoublingKL(Part):
+    """PPO's original rule (arXiv 1707.06347, section 4): halve below target / 1.5, double above 1.5 target."""
+
+    target: float = 0.1
+    start: float = 0.04
+    metric: str = "kl"
+    field: str = "regularizers.kl.coef"
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        if self.metric not in metrics:
+            return {}
+        coef, kl = self.memory.get("coef", self.start), metrics[self.metric]
+        coef = coef / 2 if kl < self.target / 1.5 else coef * 2 if kl > self.target * 1.5 else coef
+        self.memory["coef"] = coef
+        return {self.field: coef}
+
+
+@dataclass(frozen=True)
+class DualAscent(Part):
+    """Multiplier of the constraint `metric <= budget`: `lambda = max(0, lambda + rate (metric - budget))`.
+
+    Attributes:
+        at_least: the constraint is `metric >= budget` instead.
+    """
+
+    budget: float = 0.1
+    rate: float = 0.1
+    start: float = 0.0
+    cap: float = 1e3
+    at_least: bool = False
+    metric: str = "kl"
+    field: str = "regularizers.kl.coef"
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        if self.metric not in metrics:
+            return {}
+        excess = (metrics[self.metric] - self.budget) * (-1 if self.at_least else 1)
+        value = min(self.cap, max(0.0, self.memory.get("value", self.start) + self.rate * excess))
+        self.memory["value"] = value
+        return {self.field: value}
+
+
+@dataclass(frozen=True)
+class PID(Part):
+    """Proportional-integral-derivative control of a metric towards a target; the output stays in [low, high].
+
+    The integral stops growing while the output is saturated (anti-windup).
+    """
+
+    target: float = 0.1
+    kp: float = 0.1
+    ki: float = 0.01
+    kd: float = 0.0
+    bias: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
+    metric: str = "kl"
+    field: str = "regularizers.kl.coef"
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        if self.metric not in metrics:
+            return {}
+        error = metrics[self.metric] - self.target
+        integral = self.memory.get("integral", 0.0) + error
+        slope = error - self.memory.get("error", error)
+        raw = self.bias + self.kp * error + self.ki * integral + self.kd * slope
+        value = min(self.high, max(self.low, raw))
+        self.memory["error"] = error
+        if value == raw:
+            self.memory["integral"] = integral
+        return {self.field: value}
+
+
+@dataclass(frozen=True)
+class Hysteresis(Part):
+    """Two values and a memory: `on` once the metric falls below `low`, `off` once it rises above `high`.
+
+    With `low == high` this is bang-bang control.
+    """
+
+    low: float = 0.2
+    high: float = 0.4
+    on: float = 0.01
+    off: float = 0.0
+    metric: str = "entropy"
+    field: str = "regularizers.entropybonus.coef"
+
+    def __post_init__(self):
+        if self.low > self.high:
+            raise InputError(f"controllers: low={self.low} above high={self.high}, expected low <= high")
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        if self.metric not in metrics:
+            return {}
+        active = self.memory.get("active", False)
+        active = metrics[self.metric] < self.low or active and metrics[self.metric] <= self.high
+        self.memory["active"] = bool(active)
+        return {self.field: self.on if active else self.off}
+
+
+@dataclass(frozen=True)
+class Scheduled(Part):
+    """A field as a function of the step: from `start` to `end` over `steps`, by `shape`, after `delay` steps.
+
+    Attributes:
+        shape: `linear` (none), `cosine` or `last_fifth`: progress in [0, 1] to progress in [0, 1].
+    """
+
+    field: str = "regularizers.kl.coef"
+    start: float = 0.04
+    end: float = 0.0
+    steps: int = 100
+    delay: int = 0
+    shape: Callable[[float], float] | None = None
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        step = self.memory.get("step", 0) + 1
+        self.memory["step"] = step
+        done = min(1.0, max(0.0, (step - self.delay) / max(1, self.steps)))
+        return {self.field: self.start + (self.end - self.start) * (self.shape or linear)(done)}
+
+
+def linear(done: float) -> float:
+    """Even progress."""
+    return done
+
+
+def cosine(done: float) -> float:
+    """Half a cosine: slow, fast, slow."""
+    return (1 - math.cos(math.pi * done)) / 2
+
+
+def last_fifth(done: float) -> float:
+    """Constant, then a linear change over the last fifth (warm-up, stable, decay)."""
+    return max(0.0, (done - 0.8) / 0.2)
+
+
+@dataclass(frozen=True)
+class Smoothed(Part):
+    """Any controller, fed with exponential moving averages of the metrics (bias-corrected), moving only outside a
+    dead band.
+
+    Attributes:
+        of: the controller.
+        decay: of the averages; 0 passes the metrics through.
+        dead_band: a new value closer than this to the last one is not passed on.
+    """
+
+    of: Part
+    decay: float = 0.9
+    dead_band: float = 0.0
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        sums, weight = self.memory.setdefault("sums", {}), self.memory.get("weight", 0.0)
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)):
+                sums[name] = self.decay * sums.get(name, 0.0) + (1 - self.decay) * value
+        weight = self.decay * weight + 1 - self.decay
+        self.memory["weight"] = weight
+        self.of.load_state_dict(self.memory.get("inner", {}))
+        moved = self.of({name: total / weight for name, total in sums.items()})
+        self.memory["inner"] = self.of.state_dict()
+        last = self.memory.setdefault("last", {})
+        passed = {k: v for k, v in moved.items() if k not in last or abs(v - last[k]) > self.dead_band}
+        last.update(passed)
+        return passed
