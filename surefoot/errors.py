@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SurefootError(Exception):
@@ -31,8 +31,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     "; did you mean 'grpo'?"
     """
     names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    close = difflib.get_close_matches(name, names, n=8, cutoff=0.5)
+    if close:  # among the near ones, swapped letters are the likeliest slip
+        best = max(close, key=lambda c: _likeness(name, c) + _likeness(sorted(name), sorted(c)))
+        return f"; did you mean {best!r}?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"; known: {shown}" if names else ""
+
+
+def _likeness(a: Sequence[str], b: Sequence[str]) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()

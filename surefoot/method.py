@@ -221,11 +221,22 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value) and not isinstance(value, (type, Part)):
+        return _constant(value)
+    if isinstance(value, Part):
         return {"part": _address(type(value))} | {name: _plain(getattr(value, name)) for name in _hints(type(value))}
     if callable(value):
         return _address(value)
     raise InputError(f"cannot write {value!r} to TOML; expected numbers, text, parts or named functions")
+
+
+def _constant(value: Any) -> str:
+    """The address of an object that is a named constant of the module of its class (a divergence's generator)."""
+    home = type(value).__module__
+    for name, known in vars(importlib.import_module(home)).items():
+        if known is value:
+            return f"{home}:{name}"
+    raise InputError(f"cannot write {value!r} to TOML; expected a named constant of {home}")
 
 
 def _address(obj: Any) -> str:
@@ -262,8 +273,9 @@ def _vocabulary(home: str | None) -> dict[str, Any]:
         ]
     found: dict[str, Any] = {}
     for module in reversed(modules):
+        constants = {k: v for k, v in vars(module).items() if k.isupper() and type(v).__module__ == module.__name__}
         public = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
-        found |= {k: v for k, v in public.items() if getattr(v, "__module__", None) == module.__name__}
+        found |= constants | {k: v for k, v in public.items() if getattr(v, "__module__", None) == module.__name__}
     return found
 
 

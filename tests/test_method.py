@@ -69,7 +69,7 @@ def test_bad_overrides_name_the_place_and_the_nearest(path, value, message):
 
 def test_unknown_methods_get_a_suggestion():
     with pytest.raises(InputError, match="did you mean 'grpo'"):
-        methods.find("grp0")
+        methods.find("gpro")
 
 
 def test_memory_belongs_to_a_run_and_survives_a_controller():
@@ -90,3 +90,11 @@ def test_a_batch_part_may_not_read_a_live_column():
 
     with pytest.raises(InputError, match="'old_logp'"):
         GRPO.but(advantage=Eager()).check()
+
+
+def test_a_divergence_is_chosen_by_its_constants_name():
+    from surefoot.objective.divergences import JEFFREYS, FullDivergence
+
+    method = GRPO.but(regularizers=(FullDivergence(),)).set("regularizers.fulldivergence.generator", "JEFFREYS")
+    assert method.regularizers[0].generator is JEFFREYS
+    assert Method.from_dict(tomllib.loads(tomli_w.dumps(method.to_dict()))) == method

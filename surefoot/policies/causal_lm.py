@@ -264,7 +264,9 @@ class CausalLM:
 
     def extra_state(self) -> dict[str, Tensor]:
         """What the Hugging Face format does not carry: the value head, and adapters (LoRA)."""
-        state: dict[str, Tensor] = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if self.value_head else {}
+        state: dict[str, Tensor] = (
+            {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if self.value_head else {}
+        )
         if hasattr(self.model, "peft_config"):
             state |= {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         return state

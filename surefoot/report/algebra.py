@@ -12,6 +12,7 @@ import surefoot.objective
 import surefoot.rollout
 from surefoot import methods
 from surefoot.method import SLOTS, Method, callable_name
+from surefoot.objective.divergences import Generator
 from surefoot.parts import Part
 from surefoot.rollouts import COLUMNS
 
@@ -60,6 +61,8 @@ def defaults(part: type[Part]) -> str:
 def _brief(value: object) -> str:
     if isinstance(value, Part):
         return compact(value)
+    if isinstance(value, Generator):
+        return value.name
     return callable_name(value) if callable(value) else repr(value)
 
 

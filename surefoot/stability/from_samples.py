@@ -183,8 +183,9 @@ def slack_drift(label: Sequence[str], log_ratio: Array, weight: Array | None = N
     return Drift(now, reference, distance, effective_size(-np.asarray(log_ratio, float)))
 
 
-def drift_test(prompt: Array, late: np.ndarray, label: Sequence[str], draws: int = 999, seed: int = 0
-               ) -> tuple[float, float]:
+def drift_test(
+    prompt: Array, late: np.ndarray, label: Sequence[str], draws: int = 999, seed: int = 0
+) -> tuple[float, float]:
     """Did the class shares move between two checkpoints? Labels of the checkpoint are permuted within prompts.
 
     Args:
@@ -397,8 +398,14 @@ def flip_margin(best: Mapping[str, float], other: Mapping[str, float], weights: 
     span = d[donor] - d[taker]
     possible = span > 0 and d[taker] <= 0
     moved = 2 * margin / span if possible else math.inf
-    return FlipMargin(margin, margin / (2 * total), alone, min(alone, key=alone.__getitem__), moved,
-                      possible and moved / 2 <= weights[donor] + 1e-12)
+    return FlipMargin(
+        margin,
+        margin / (2 * total),
+        alone,
+        min(alone, key=alone.__getitem__),
+        moved,
+        possible and moved / 2 <= weights[donor] + 1e-12,
+    )
 
 
 # 8. Group normalisation

@@ -70,8 +70,9 @@ class Samples:
             yield int(prompt), self.where(rows)
 
 
-def samples_from_rollouts(frame: Any, label: Callable[[str], str] | None = None,
-                          weights: Mapping[str, float] | None = None) -> Samples:
+def samples_from_rollouts(
+    frame: Any, label: Callable[[str], str] | None = None, weights: Mapping[str, float] | None = None
+) -> Samples:
     """Samples from a table of rollouts (columns: see the run folder), one row a response.
 
     Args:
@@ -96,9 +97,13 @@ def samples_from_rollouts(frame: Any, label: Callable[[str], str] | None = None,
     if cut is not None:
         labels[cut] = "(cut)"
     return Samples(
-        prompt=columns["prompt"].astype(np.int64), reward=columns["reward"].astype(float), label=labels,
+        prompt=columns["prompt"].astype(np.int64),
+        reward=columns["reward"].astype(float),
+        label=labels,
         rewards={k.removeprefix("reward."): v.astype(float) for k, v in columns.items() if k.startswith("reward.")},
-        weights=dict(weights or {}), log_ratio=_log_ratio(columns), cut=cut,
+        weights=dict(weights or {}),
+        log_ratio=_log_ratio(columns),
+        cut=cut,
         step=columns["step"].astype(np.int64) if "step" in columns else None,
     )
 
@@ -123,8 +128,10 @@ def read_rollouts(run: str | Path, first: int | None = None, last: int | None = 
         raise InputError(f"{folder / 'rollouts'}: {e}; expected Parquet files of a run") from None
     if "step" in table.column_names:
         step = table["step"]
-        keep = pc.and_(pc.greater_equal(step, first if first is not None else 0),
-                       pc.less_equal(step, last if last is not None else 2**62))
+        keep = pc.and_(
+            pc.greater_equal(step, first if first is not None else 0),
+            pc.less_equal(step, last if last is not None else 2**62),
+        )
         table = table.filter(keep)
     if not table.num_rows:
         raise InputError(f"{folder}: no rollouts in steps {first} to {last}")
