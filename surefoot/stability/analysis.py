@@ -543,14 +543,17 @@ def _pooled(prompts: list[Estimate], name: str) -> Estimate:
 
 def _summary(known: list[Estimate], values: np.ndarray) -> str:
     """What a mean over prompts hides."""
+    if len(values) == 1:
+        return known[0].says
     if known[0].name == "distance to the cliff":
         return f"mean over prompts; {int((values == 0).sum())} of {len(values)} sit exactly on a tie"
     if known[0].name == "gain of group normalisation":
         low, mid, high = np.quantile(values, (0.1, 0.5, 0.9))
         return f"mean over groups; deciles {low:.3g}, {mid:.3g}, {high:.3g}"
     if known[0].name == "flip margin":
-        return f"mean over prompts; smallest {values.min():.4g}"
-    return f"mean over {len(values)} prompts" + ("" if len(values) > 1 else f": {known[0].says}")
+        smallest = known[int(values.argmin())]
+        return f"mean over prompts; smallest {values.min():.4g} at prompt {smallest.prompt}: {smallest.says}"
+    return f"{known[0].says} (mean over {len(values)} prompts)"
 
 
 def _hoeffding(pooled: Estimate, groups: list[Samples]) -> Estimate:

@@ -141,7 +141,7 @@ def test_change_of_the_reward_moves_the_optimum_by_this_much():
     delta, star = np.array([0.1, 0, -0.1, 0]), optimum(REWARD)
     moved, share = fs.reward_change(delta, BETA, weight=star)
     assert moved == approx(0.0659144, abs=5e-8) == approx(distance(star, optimum(REWARD + delta)), abs=5e-8)
-    assert share == approx(0.9786337, abs=5e-8)
+    assert share == approx(0.9786337, abs=1e-7)  # 0.97863365: the card's last digit is rounded up
     assert fs.reward_change_cap(np.ptp(delta), BETA) == approx(0.0996680, abs=5e-8) and moved <= 0.0996680
     assert fs.reward_change_cap(0.2, 0) == 1
 
