@@ -24,7 +24,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) --editable '.[test,parity]'
+	$(PIP) --editable '.[test]'
 	touch $@
 
 clean:

@@ -44,10 +44,17 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
     tree = trees((0.0, 0.1) if size == "quick" else (0.0, 0.02, 0.1, 0.5), (0.001, 0.01, 0.1))
     betas, changes = ((0.0, 0.5), (EPS,)) if size == "quick" else ((0.0, 0.1, 0.5), (EPS, 0.1, 0.3))
     runs = {b: sampled(b, (0.0, *changes), 24 if size == "quick" else 96, seeds) for b in betas}
-    controls = {(b, e): control(runs[b][0.0], runs[b][e], _tree_objective([b], [0.0]).optimum()[0])
-                for b in betas for e in changes}
-    measured = [*_exact_rows("A arms, alpha", bandit), *_exact_rows("B tree, beta", tree),
-                *_control_rows(controls, len(seeds)), *_collapse_rows(runs)]
+    controls = {
+        (b, e): control(runs[b][0.0], runs[b][e], _tree_objective([b], [0.0]).optimum()[0])
+        for b in betas
+        for e in changes
+    }
+    measured = [
+        *_exact_rows("A arms, alpha", bandit),
+        *_exact_rows("B tree, beta", tree),
+        *_control_rows(controls, len(seeds)),
+        *_collapse_rows(runs),
+    ]
     pictures = [_draw(report, tree, controls)] if report else []
     return Outcome(verdict(bandit, tree, controls[0.0, EPS]), measured, pictures, notes(tree, controls))
 
@@ -83,21 +90,34 @@ def trees(betas: Sequence[float], changes: Sequence[float], steps: int = 6000) -
 def sampled(beta: float, changes: Sequence[float], runs: int, seeds: Sequence[int]) -> dict[float, np.ndarray]:
     """Part C: leaf probabilities of independent runs for each reward change, the runs shared out over the seeds."""
     share = [runs // len(seeds) + (i < runs % len(seeds)) for i in range(len(seeds))]
-    return {eps: np.concatenate([
-        train_sampled(TREE, _tree_objective([beta] * n, [eps] * n), 2.0, 600, 16,
-                      np.random.default_rng([seed, place]))
-        for seed, n in zip(seeds, share, strict=True) if n]) for place, eps in enumerate(changes)}
+    return {
+        eps: np.concatenate(
+            [
+                train_sampled(
+                    TREE, _tree_objective([beta] * n, [eps] * n), 2.0, 600, 16, np.random.default_rng([seed, place])
+                )
+                for seed, n in zip(seeds, share, strict=True)
+                if n
+            ]
+        )
+        for place, eps in enumerate(changes)
+    }
 
 
 def notes(tree: Sequence[Cell], controls: dict[tuple[float, float], Control]) -> str:
     """What a reader must know to judge the numbers."""
     said = ["The bounds are about optima; a trained policy can be elsewhere."]
-    said += [f"At beta={c.strength:g}, eps={c.eps:g} the trained policies are {c.trained:.3f} apart, above the "
-             f"bound {c.bound:.3f}: gradient ascent has not reached the optimum."
-             for c in tree if c.trained > c.bound + 1e-3]
+    said += [
+        f"At beta={c.strength:g}, eps={c.eps:g} the trained policies are {c.trained:.3f} apart, above the "
+        f"bound {c.bound:.3f}: gradient ascent has not reached the optimum."
+        for c in tree
+        if c.trained > c.bound + 1e-3
+    ]
     none = controls[0.0, EPS]
-    said.append(f"Sampled runs at beta=0 differ by {none.same:.2f} with no change of the reward, so C shows the need "
-                "of a same-reward control and is no evidence for the theorem.")
+    said.append(
+        f"Sampled runs at beta=0 differ by {none.same:.2f} with no change of the reward, so C shows the need "
+        "of a same-reward control and is no evidence for the theorem."
+    )
     return " ".join(said)
 
 
@@ -114,9 +134,14 @@ def _cells(objective: Objective, trained: np.ndarray, rows: Iterable[tuple[int, 
     optimum = objective.optimum()
     for i, j, eps, span in rows:
         beta = float(objective.beta[i])
-        yield Cell(beta, eps, float(total_variation(trained[i], trained[j])),
-                   float(total_variation(optimum[i], optimum[j])),
-                   float(np.tanh(span / (4 * beta))) if beta else 1.0, float(trained[i] @ objective.reward[i]))
+        yield Cell(
+            beta,
+            eps,
+            float(total_variation(trained[i], trained[j])),
+            float(total_variation(optimum[i], optimum[j])),
+            float(np.tanh(span / (4 * beta))) if beta else 1.0,
+            float(trained[i] @ objective.reward[i]),
+        )
 
 
 def _exact_rows(part: str, cells: Iterable[Cell]) -> Iterable[dict[str, Any]]:
@@ -141,8 +166,12 @@ def _collapse_rows(runs: dict[float, dict[float, np.ndarray]]) -> Iterable[dict[
     for beta, by_eps in runs.items():
         for eps, p in by_eps.items():
             hits = int((p[:, RAISED] > 0.5).sum())
-            yield {"name": f"C sampled, beta={beta:g}, eps={eps:g}: share of runs on leaf {RAISED}",
-                   "value": hits / len(p), "spread": clopper_pearson(hits, len(p)), "runs": len(p)}
+            yield {
+                "name": f"C sampled, beta={beta:g}, eps={eps:g}: share of runs on leaf {RAISED}",
+                "value": hits / len(p),
+                "spread": clopper_pearson(hits, len(p)),
+                "runs": len(p),
+            }
 
 
 def _draw(folder: Path, tree: Sequence[Cell], controls: dict[tuple[float, float], Control]) -> Path:
@@ -158,8 +187,13 @@ def _draw(folder: Path, tree: Sequence[Cell], controls: dict[tuple[float, float]
             left.plot(eps, [c.optimum for c in cells], "-", color=colour, linewidth=1.2)
             if beta:
                 left.plot(eps, [c.bound for c in cells], ":", color=colour, linewidth=1.2)
-        left.set(xscale="log", yscale="log", xlabel="change of the reward ε", ylabel="total variation",
-                 title="Exact gradient (lines: optima, dots: bound)")
+        left.set(
+            xscale="log",
+            yscale="log",
+            xlabel="change of the reward ε",
+            ylabel="total variation",
+            title="Exact gradient (lines: optima, dots: bound)",
+        )
         left.legend(loc="lower right", fontsize=8)
         at = [(beta, c) for (beta, eps), c in controls.items() if eps == EPS]
         x = np.arange(len(at))
@@ -178,9 +212,9 @@ def _draw(folder: Path, tree: Sequence[Cell], controls: dict[tuple[float, float]
 CLAIM = Claim(
     slug="policy-cliff",
     statement="Where optimal actions tie, policies trained on rewards that differ by any eps > 0 differ by the height "
-              "of the tie, however small eps is; with entropy or KL regularisation the optima differ by at most "
-              "tanh(span / (4 alpha)).",
+    "of the tie, however small eps is; with entropy or KL regularisation the optima differ by at most "
+    "tanh(span / (4 alpha)).",
     refuted_if="with exact gradients the distance at no regularisation shrinks with eps, or any regularised optimum "
-               "exceeds its bound",
+    "exceeds its bound",
     run=run,
 )

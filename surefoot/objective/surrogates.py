@@ -154,7 +154,7 @@ class SAPO(_Ratio):
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         ratio = self._log(rollouts, TokenRatio()).exp()
-        cold = torch.where(rollouts.advantage > 0, self.positive, self.negative)
+        cold = torch.full_like(ratio, self.negative).masked_fill(rollouts.advantage > 0, self.positive)
         return -soft_gate(ratio, cold) * rollouts.advantage
 
 

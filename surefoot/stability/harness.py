@@ -89,8 +89,9 @@ def train_exact(tree: Tree, objective: Objective, step: float, steps: int) -> Ru
     return np.exp(tree.log_leaves(logits))
 
 
-def train_sampled(tree: Tree, objective: Objective, step: float, steps: int, group: int,
-                  rng: np.random.Generator) -> Runs:
+def train_sampled(
+    tree: Tree, objective: Objective, step: float, steps: int, group: int, rng: np.random.Generator
+) -> Runs:
     """Leaf probabilities after group policy gradient: `logits += step / G sum_i (u_i - mean u) grad log pi(y_i)`."""
     runs = len(objective.reward)
     logits = tree.start(runs)

@@ -1,0 +1,154 @@
+"""Divergences and entropies: worked numbers, unbiased values, and the gradient each estimator really has."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surefoot.objective import divergences as d
+from surefoot.objective import entropy as h
+from surefoot.objective.surrogates import PolicyGradient
+from surefoot.rollouts import Rollouts
+
+P = torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
+Q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+NAMED = [
+    d.REVERSE_KL,
+    d.FORWARD_KL,
+    d.JEFFREYS,
+    d.CHI_SQUARED,
+    d.TOTAL_VARIATION,
+    d.SQUARED_HELLINGER,
+    d.skewed_js(0.5),
+    d.skewed_js(0.1),
+    d.alpha_divergence(0.5),
+    d.alpha_divergence(2.0),
+]
+
+
+def _softmax(seed, n=5):
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+def _kl(p, q):
+    return (p.exp() * (p - q)).sum()
+
+
+def test_the_estimators_values_and_gradients_on_one_state():
+    """k1: unbiased value, no gradient. k2: the reverse KL's gradient. k3: unbiased value, the forward KL's gradient."""
+    theta = _softmax(0)
+    ref = _softmax(1).detach().log_softmax(-1)
+    logp = theta.log_softmax(-1)
+    p = logp.exp().detach()
+    reverse, forward = _kl(logp, ref), _kl(ref, logp)
+    values = {k: (p * k(logp, ref)).sum() for k in (d.k1, d.k2, d.k3)}
+    assert values[d.k1].item() == pytest.approx(reverse.item(), abs=1e-12)
+    assert values[d.k3].item() == pytest.approx(reverse.item(), abs=1e-12)
+    assert abs(values[d.k2].item() - reverse.item()) > 1e-3, "k2 is biased as a value"
+    grads = {k: torch.autograd.grad(v, theta, retain_graph=True)[0] for k, v in values.items()}
+    zero = torch.zeros_like(theta)
+    torch.testing.assert_close(grads[d.k1], zero, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        grads[d.k2], torch.autograd.grad(reverse, theta, retain_graph=True)[0], atol=1e-12, rtol=0
+    )
+    torch.testing.assert_close(
+        grads[d.k3], torch.autograd.grad(forward, theta, retain_graph=True)[0], atol=1e-12, rtol=0
+    )
+
+
+def test_a_kl_in_the_reward_has_the_true_gradient():
+    theta, ref = _softmax(0), _softmax(1).detach().log_softmax(-1)
+    logp = theta.log_softmax(-1)
+    p = logp.exp().detach()
+    score = (p * d.k1(logp, ref).detach() * logp).sum()
+    expected = torch.autograd.grad(_kl(logp, ref), theta, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(score, theta)[0], expected, atol=1e-12, rtol=0)
+
+
+def test_worked_numbers():
+    p, q = P.log(), Q.log()
+    value = {g.name: d.f_divergence(p, q, g).item() for g in NAMED}
+    assert value["KL(p||q)"] == pytest.approx(0.9 * math.log(1.8) + 0.1 * math.log(1 / 3))
+    assert value["TV(p, q)"] == pytest.approx(0.4)
+    assert value["chi^2(p||q)"] == pytest.approx(0.16 / 0.5 + 0.04 / 0.3 + 0.2)
+    assert value["H^2(p, q)"] == pytest.approx(1 - (math.sqrt(0.45) + math.sqrt(0.03)))
+    m = 0.5 * (P + Q)
+    js = 0.5 * sum(x * math.log(x / y) for x, y in zip(P.tolist(), m.tolist(), strict=True) if x) + 0.5 * sum(
+        x * math.log(x / y) for x, y in zip(Q.tolist(), m.tolist(), strict=True) if x
+    )
+    assert value["JS_0.5(p, q)"] == pytest.approx(js, abs=1e-9)
+    assert d.f_divergence(q, p, d.REVERSE_KL) == torch.inf, "mass where the other has none"
+    assert d.f_divergence(q, p, d.TOTAL_VARIATION).item() == pytest.approx(0.4)
+    assert d.renyi(p, q, 2.0).item() == pytest.approx(math.log(0.81 / 0.5 + 0.01 / 0.3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(a=st.integers(0, 10**6), b=st.integers(0, 10**6), g=st.sampled_from(NAMED))
+def test_divergences_are_zero_on_equal_and_positive_on_others(a, b, g):
+    p, q = _softmax(a).detach().log_softmax(-1), _softmax(b).detach().log_softmax(-1)
+    assert d.f_divergence(p, p, g).abs() < 1e-9
+    value = d.f_divergence(p, q, g)
+    assert value >= -1e-12 and value.isfinite()
+    if g in (d.JEFFREYS, d.TOTAL_VARIATION, d.SQUARED_HELLINGER):
+        assert value.item() == pytest.approx(d.f_divergence(q, p, g).item(), abs=1e-9)
+
+
+def test_limits_and_inequalities():
+    p, q = _softmax(3).detach().log_softmax(-1), _softmax(4).detach().log_softmax(-1)
+    kl = _kl(p, q).item()
+    assert d.f_divergence(p, q, d.alpha_divergence(1 - 1e-5)).item() == pytest.approx(kl, rel=1e-3)
+    assert d.renyi(p, q, 1 + 1e-6).item() == pytest.approx(kl, rel=1e-3)
+    assert d.f_divergence(p, q, d.TOTAL_VARIATION).item() <= math.sqrt(kl / 2), "Pinsker"
+    coarse = d.f_divergence(d.with_tail(p.topk(2).values), d.with_tail(q[p.topk(2).indices]), d.REVERSE_KL).item()
+    assert 0 <= coarse <= kl, "merging outcomes cannot raise a divergence"
+
+
+def test_the_gradient_of_a_full_divergence():
+    theta, ref = _softmax(0), _softmax(1).detach().log_softmax(-1)
+    for g in NAMED:
+        torch.autograd.gradcheck(lambda t, g=g: d.f_divergence(t.log_softmax(-1), ref, g), (theta,))
+
+
+def test_parts_read_nothing_at_coefficient_zero_and_ignore_what_is_masked():
+    assert d.KL(d.k3, 0.0).reads == () and h.EntropyBonus(0.0).reads == () and d.FullDivergence(coef=0.0).reads == ()
+    logp = torch.tensor([[-1.0, float("nan")]], requires_grad=True)
+    table = Rollouts(dict(logp=logp, ref_logp=torch.tensor([[-2.0, float("inf")]]), mask=torch.tensor([[True, False]])))
+    loss = d.KL(d.k3, 0.5)(table)
+    assert loss[0].tolist() == pytest.approx([0.5 * (math.exp(-1) - 1 + 1), 0.0])
+    (grad,) = torch.autograd.grad(loss.sum(), logp)
+    assert grad.isfinite().all()
+    assert (d.KL(d.k3, 0.0)(table) == 0).all()
+
+
+def test_entropies():
+    half = torch.tensor([0.5, 0.25, 0.25]).log()
+    assert h.entropy(half).item() == pytest.approx(1.5 * math.log(2))
+    assert h.entropy(torch.tensor([1.0, 0.0]).log()).item() == 0
+    assert h.nucleus_entropy(half, 0.5).item() == pytest.approx(0)
+    assert h.nucleus_entropy(half, 0.7).item() == pytest.approx(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)))
+    assert h.nucleus_entropy(half, 1.0).item() == pytest.approx(1.5 * math.log(2), abs=1e-6)
+    assert h.tsallis_entropy(half, 2.0).item() == pytest.approx(1 - 0.375)
+    assert h.tsallis_entropy(half, 1 + 1e-4).item() == pytest.approx(1.5 * math.log(2), rel=1e-3)
+    assert h.bucket_entropy(half, torch.tensor([0, 1, 1]), 2).item() == pytest.approx(math.log(2))
+
+
+def test_a_bonus_never_turns_an_advantages_sign():
+    advantage = torch.tensor([[1.0, -1.0, 0.0]])
+    bonus = h.clipped_bonus(torch.tensor([[5.0, 5.0, 5.0]]), advantage, kappa=2.0)
+    assert bonus[0].tolist() == [0.5, 0.5, 0.0] and ((advantage + bonus).sign() == advantage.sign()).all()
+
+
+def test_an_entropy_target_moves_its_coefficient_the_right_way():
+    controller = h.EntropyTarget(target=0.5)
+    up = controller({"entropy": 0.1})["regularizers.entropybonus.coef"]
+    assert up > 1e-3 and controller({"entropy": 2.0})["regularizers.entropybonus.coef"] < up
+    assert controller({}) == {}
+
+
+def test_policy_gradient_ignores_what_is_masked():
+    logp = torch.tensor([[float("nan"), -1.0]], requires_grad=True)
+    table = Rollouts(dict(logp=logp, advantage=torch.tensor([[0.0, 2.0]]), mask=torch.tensor([[False, True]])))
+    loss = PolicyGradient()(table)
+    assert loss[0].tolist() == [0, 2]

@@ -1,0 +1,200 @@
+"""Ratios and surrogates: at ratio 1 all are the policy gradient; beyond it, each does what its paper says."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surefoot.objective import ratios, surrogates
+from surefoot.objective.advantages import LeaveOneOut
+from surefoot.rollouts import Rollouts
+from tests.objective.enumeration import Tree, expected_gradient
+
+REWARD = torch.tensor([1.0, 0.2, 0.0, 0.7, 0.0, 0.1, 0.3, 1.5, -0.4], dtype=torch.float64)
+AT_ONE = [
+    surrogates.PolicyGradient(),
+    surrogates.Clip(),
+    surrogates.Clip(dual=3.0),
+    surrogates.CISPO(),
+    surrogates.SAPO(),
+    surrogates.GeometricMean(),
+    surrogates.TOPR(),
+    surrogates.TrustRegion(),
+    surrogates.TrustRegion(surrogates.binary_kl, 0.05),
+    surrogates.Clip(ratio=ratios.SequenceRatio()),
+    surrogates.Clip(ratio=ratios.SequenceTokenRatio()),
+    surrogates.Clip(ratio=ratios.TurnRatio()),
+]
+
+
+def _table(log_ratio, advantage, **columns):
+    gap = torch.tensor(log_ratio, dtype=torch.float64)
+    old = torch.full_like(gap, -1.3)
+    logp = (old + gap).requires_grad_()
+    mask = columns.pop("mask", torch.ones(gap.shape, dtype=torch.bool))
+    a = torch.tensor(advantage, dtype=torch.float64)
+    return Rollouts(
+        dict(logp=logp, old_logp=old, advantage=a, mask=mask, turn=torch.zeros(gap.shape, dtype=torch.long), **columns)
+    ), logp
+
+
+def _gradient(surrogate, table, logp):
+    return torch.autograd.grad(surrogate(table).sum(), logp)[0]
+
+
+@pytest.mark.parametrize("surrogate", AT_ONE, ids=lambda s: type(s).__name__)
+def test_at_the_first_update_every_surrogate_is_the_policy_gradient(surrogate):
+    tree = Tree()
+    found = expected_gradient(tree, REWARD, 2, LeaveOneOut(), surrogate)
+    torch.testing.assert_close(found, tree.policy_gradient(REWARD), atol=1e-9, rtol=1e-9)
+
+
+def test_clip_takes_the_gradient_of_what_would_go_further_and_only_of_that():
+    table, logp = _table([[0.5, -0.5, 0.5, -0.5]], [[1.0, 1.0, -1.0, -1.0]])
+    grad = _gradient(surrogates.Clip(0.2, 0.28), table, logp)[0]
+    assert grad[0] == 0 and grad[3] == 0
+    assert grad[1].item() == pytest.approx(-math.exp(-0.5)) and grad[2].item() == pytest.approx(math.exp(0.5))
+    assert surrogates.Clip(0.2, 0.28).metrics(table)["clipped"] == pytest.approx(0.5)
+
+
+def test_dual_clip_bounds_the_loss_of_negative_advantages():
+    table, logp = _table([[math.log(10.0)]], [[-1.0]])
+    assert surrogates.Clip(0.2)(table).item() == pytest.approx(10)
+    assert surrogates.Clip(0.2, dual=3.0)(table).item() == pytest.approx(3)
+    assert _gradient(surrogates.Clip(0.2, dual=3.0), table, logp).item() == 0
+
+
+def test_cispo_keeps_every_gradient_at_a_bounded_weight():
+    table, logp = _table([[math.log(4.0), 0.0]], [[1.0, -2.0]])
+    assert _gradient(surrogates.CISPO(high=0.28), table, logp)[0].tolist() == pytest.approx([-1.28, 2.0])
+
+
+def test_sapo_fades_smoothly_and_faster_for_negative_advantages():
+    x = [[-2.0, -1, 0, 1, 2]]
+    for sign in (1.0, -1.0):
+        table, logp = _table(x, [[sign] * 5])
+        grad = _gradient(surrogates.SAPO(), table, logp)[0] * -sign
+        assert grad[2].item() == pytest.approx(1) and (grad >= 0).all() and grad[4] < math.exp(2.0)
+    positive, negative = (surrogates.soft_gate(torch.tensor(3.0, requires_grad=True), t) for t in (1.0, 1.05))
+    assert positive > negative
+
+
+def test_gspo_gives_each_token_the_length_normalised_ratio():
+    table, logp = _table([[0.3, -0.1, 9.0]], [[1.0, 1.0, 1.0]], mask=torch.tensor([[True, True, False]]))
+    log = ratios.SequenceRatio().log(table.logp, table.old_logp, table.mask)
+    assert log[0, 0].item() == pytest.approx(0.1)
+    token = ratios.SequenceTokenRatio().log(table.logp, table.old_logp, table.mask)
+    torch.testing.assert_close(token[:, :2], log[:, :2])
+
+
+def test_gmpo_clips_tokens_pessimistically():
+    table, _ = _table([[1.0, -1.0]], [[1.0, 1.0]])
+    assert surrogates.GeometricMean()(table)[0, 0].item() == pytest.approx(-math.exp((0.4 - 1.0) / 2))
+    table, _ = _table([[1.0, -1.0]], [[-1.0, -1.0]])
+    assert surrogates.GeometricMean()(table)[0, 0].item() == pytest.approx(math.exp((1.0 - 0.4) / 2))
+
+
+def test_turn_ratios_average_within_turns():
+    turn = torch.tensor([[0, 0, 1, -1]])
+    gap = torch.tensor([[0.2, 0.4, 1.0, 5.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    log = ratios.TurnRatio().log(gap, torch.zeros_like(gap), mask, turn)
+    assert log[0, :3].tolist() == pytest.approx([0.3, 0.3, 1.0])
+
+
+def test_two_anchors_make_one_ratio():
+    a, b, logp = torch.tensor([[0.1]]), torch.tensor([[0.5]]), torch.tensor([[0.7]])
+    assert (logp - ratios.anchored([a, b], [0.25, 0.75])).item() == pytest.approx(0.7 - 0.4)
+
+
+def test_topr_tapers_only_what_went_wrong():
+    table, logp = _table([[-1.0, -1.0], [-1.0, -1.0], [1.0, 1.0]], [[1.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]])
+    grad = _gradient(surrogates.TOPR(), table, logp)
+    assert grad[:, 0].tolist() == pytest.approx([-1, math.exp(-2), 1])
+
+
+def test_the_trust_region_lets_a_rare_token_move_and_holds_a_common_one():
+    for prob, held in ((0.001, False), (0.4, True)):
+        old = torch.tensor([[math.log(prob)]], dtype=torch.float64)
+        logp = (old + math.log(1.6)).requires_grad_()
+        one = torch.ones(1, 1, dtype=torch.float64)
+        table = Rollouts(dict(logp=logp, old_logp=old, advantage=one, mask=torch.ones(1, 1, dtype=torch.bool)))
+        grad = _gradient(surrogates.TrustRegion(), table, logp)
+        assert (grad.item() == 0) == held
+        back = _gradient(surrogates.TrustRegion(), table.having(advantage=-one), logp)
+        assert back.item() != 0, "a token outside may always come back"
+
+
+def test_binary_divergences_are_below_the_full_ones():
+    torch.manual_seed(0)
+    p, q = torch.randn(20, 6).log_softmax(-1), torch.randn(20, 6).log_softmax(-1)
+    tv = 0.5 * (p.exp() - q.exp()).abs().sum(-1, keepdim=True)
+    kl = (q.exp() * (q - p)).sum(-1, keepdim=True)
+    assert (surrogates.binary_tv(p, q) <= tv + 1e-6).all() and (surrogates.binary_kl(p, q) <= kl + 1e-6).all()
+
+
+def test_kl_cov_and_clip_cov_touch_the_tokens_of_highest_covariance():
+    torch.manual_seed(0)
+    old = torch.tensor([[-0.1, -3.0, -0.2, -2.9]], dtype=torch.float64)
+    advantage = torch.tensor([[2.0, -2.0, -1.0, 1.0]], dtype=torch.float64)
+    logp = (old + 0.05).requires_grad_()
+    table = Rollouts(dict(logp=logp, old_logp=old, advantage=advantage, mask=torch.ones(1, 4, dtype=torch.bool)))
+    cov = surrogates.covariance(old, advantage, table.mask)[0]
+    assert cov.sum() > 0 and set(cov.topk(2).indices.tolist()) == {0, 1}
+    plain = _gradient(surrogates.KLCov(share=0.5, coef=0.0), table, logp)
+    pulled = _gradient(surrogates.KLCov(share=0.5, coef=1.0), table, logp)
+    assert ((pulled - plain)[0] != 0).tolist() == [True, True, False, False]
+    free = _gradient(surrogates.Clip(), table, logp)
+    stopped = _gradient(surrogates.ClipCov(share=0.5, floor=1.0, ceiling=5.0), table, logp)
+    assert (stopped[0] == 0).tolist() == [True, True, False, False] and (stopped[0, 2:] == free[0, 2:]).all()
+
+
+def test_the_engine_correction_truncates_or_masks():
+    table, _ = _table([[0.0, 0.0, 0.0]], [[1.0, 1.0, 1.0]])
+    engine = table.old_logp - torch.tensor([[0.0, math.log(3), -math.log(2)]], dtype=torch.float64)
+    table = table.having(rollout_logp=engine)
+    base = surrogates.Clip()(table)
+    cut = surrogates.EngineCorrected(cap=2.0)(table) / base
+    assert cut[0].tolist() == pytest.approx([1, 2, 0.5])
+    masked = surrogates.EngineCorrected(cap=2.0, floor=0.6, masked=True)(table) / base
+    assert masked[0].tolist() == pytest.approx([1, 0, 0])
+    whole = surrogates.EngineCorrected(cap=2.0, sequence=True)(table) / base
+    assert whole[0].tolist() == pytest.approx([1.5] * 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    gap=st.floats(-1e3, 1e3),
+    advantage=st.floats(-10, 10),
+    surrogate=st.sampled_from(
+        [
+            surrogates.Clip(dual=3.0),
+            surrogates.CISPO(),
+            surrogates.SAPO(),
+            surrogates.TOPR(),
+            surrogates.TrustRegion(),
+            surrogates.GeometricMean(),
+            surrogates.AdvantageWeighted(),
+            surrogates.Clip(ratio=ratios.SequenceRatio()),
+        ]
+    ),
+)
+def test_extreme_ratios_and_garbage_under_the_mask_stay_finite(gap, advantage, surrogate):
+    """Ratios of e^-1000 .. e^1000, with inf and nan where nothing trains."""
+    old = torch.tensor([[-1.0, float("nan"), -2.0]])
+    logp = torch.tensor([[-1.0 + gap, float("inf"), -2.0]], requires_grad=True)
+    mask = torch.tensor([[True, False, True]])
+    table = Rollouts(dict(logp=logp, old_logp=old, advantage=torch.tensor([[advantage, 0.0, 1.0]]), mask=mask))
+    loss = surrogate(table)
+    loss = loss.where(mask, 0.0)
+    (grad,) = torch.autograd.grad(loss.sum(), logp)
+    assert loss.isfinite().all() and grad.isfinite().all() and grad[0, 1] == 0
+
+
+@pytest.mark.parametrize("surrogate", AT_ONE, ids=lambda s: type(s).__name__)
+def test_an_empty_mask_is_zero_not_nan(surrogate):
+    table, logp = _table([[0.1, 0.2]], [[0.0, 0.0]], mask=torch.zeros(1, 2, dtype=torch.bool))
+    loss = surrogate(table)
+    assert loss.isfinite().all() and (loss == 0).all()
