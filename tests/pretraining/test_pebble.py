@@ -21,13 +21,10 @@ PEBBLE = SHIPPED["pebble"]
 
 @pytest.mark.parametrize("spec", TASKS)
 def test_careful_work_is_right_and_slips_are_mostly_wrong(spec):
-    """Judged by the dataset's own score_answer. A slip may still land on the right answer (a gcd of 1, a palindrome)."""
+    """Judged by the dataset's own score_answer. A slip may still land on the right answer (a gcd of 1)."""
     name, options = parse_spec(spec)
-    data, rng, writer = (
-        reasoning_gym.create_dataset(name, seed=5, size=200, **options),
-        random.Random(0),
-        TASKS[spec].writer,
-    )
+    data = reasoning_gym.create_dataset(name, seed=5, size=200, **options)
+    rng, writer = random.Random(0), TASKS[spec].writer
     entries = [data[i] for i in range(100)]
     assert all(data.score_answer(writer(e, rng, False).answer, e) == 1 for e in entries)
     assert sum(data.score_answer(writer(e, rng, True).answer, e) < 1 for e in entries) >= 60
