@@ -1,141 +1,77 @@
-"""Exact expectations over a tiny tree of tokens, so that a gradient estimator can be compared with the gradient.
-
-A `Tree` is a tabular softmax policy in float64: one row of logits for each prefix. Every sequence is enumerated (an
-`end` token cuts it short), and so is every group of G independent samples, so an expectation is a finite sum and the
-comparison is good to rounding.
-"""
+"""A tabular softmax policy on a token tree small enough to enumerate: expectations without sampling, in float64."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from surefoot.rollouts import Rollouts
 
+V, T = 3, 2
+SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=T)))
 
-@dataclass(frozen=True)
+
 class Tree:
-    """A tabular policy and all its sequences.
+    """Node logits of a depth-2, 3-ary tree, with gradient."""
 
-    Attributes:
-        logits: [states, vocab], a leaf; one row for each prefix that can be continued.
-        tokens: [s, t] every sequence, 0 after its end.
-        mask: [s, t] steps that exist.
-        state: [s, t] the row of `logits` that each step is drawn from (0 after the end).
-    """
+    def __init__(self, seed: int = 0, scale: float = 0.7):
+        g = torch.Generator().manual_seed(seed)
+        self.root = (scale * torch.randn(V, generator=g, dtype=torch.float64)).requires_grad_()
+        self.next = (scale * torch.randn(V, V, generator=g, dtype=torch.float64)).requires_grad_()
 
-    logits: Tensor
-    tokens: Tensor
-    mask: Tensor
-    state: Tensor
+    @property
+    def parameters(self):
+        return [self.root, self.next]
 
-    def __len__(self) -> int:
-        return len(self.tokens)
+    def logp(self, tokens=SEQUENCES):
+        first = self.root.log_softmax(-1)[tokens[:, 0]]
+        second = self.next.log_softmax(-1)[tokens[:, 0], tokens[:, 1]]
+        return torch.stack([first, second], 1)
 
-    def logp(self) -> Tensor:
-        """[s, t] log-probability of every step, with gradient; 0 after the end."""
-        rows = self.logits.log_softmax(-1)[self.state]
-        return rows.gather(-1, self.tokens[..., None]).squeeze(-1).where(self.mask, 0.0)
-
-    def probability(self) -> Tensor:
-        """[s] probability of every sequence, with gradient; sums to 1."""
+    def probabilities(self):
         return self.logp().sum(1).exp()
 
-    def gradient(self, objective: Tensor) -> Tensor:
-        """Gradient of a scalar by the logits."""
-        return torch.autograd.grad(objective, self.logits)[0]
+    def gradient(self, value):
+        grads = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        return torch.cat(
+            [
+                torch.zeros_like(p).flatten() if g is None else g.flatten()
+                for g, p in zip(grads, self.parameters, strict=True)
+            ]
+        )
 
-    def true_gradient(self, reward: Tensor) -> Tensor:
-        """Gradient of the expected reward, [states, vocab]."""
-        return self.gradient((self.probability() * reward).sum())
-
-    def values(self, reward: Tensor) -> Tensor:
-        """[s, t] expected reward from the state before each step (the true value function); 0 after the end."""
-        p = self.probability().detach()
-        out = torch.zeros_like(self.mask, dtype=p.dtype)
-        for state in range(len(self.logits)):
-            here = (self.state == state) & self.mask
-            through = here.any(1)
-            out[here] = (p * reward)[through].sum() / p[through].sum()
-        return out
+    def policy_gradient(self, reward):
+        """The true gradient of E[reward]."""
+        return self.gradient((self.probabilities() * reward).sum())
 
 
-def tree(vocab: int = 2, depth: int = 2, end: int | None = None, seed: int = 0, spread: float = 1.0) -> Tree:
-    """A policy with random logits over sequences of `depth` tokens, or fewer where `end` is drawn."""
-    sequences: list[tuple[int, ...]] = []
-    states: dict[tuple[int, ...], int] = {}
-
-    def grow(prefix: tuple[int, ...]) -> None:
-        if len(prefix) == depth or (prefix and prefix[-1] == end):
-            sequences.append(prefix)
-            return
-        states[prefix] = len(states)
-        for token in range(vocab):
-            grow((*prefix, token))
-
-    grow(())
-    tokens = torch.zeros(len(sequences), depth, dtype=torch.long)
-    state, mask = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
-    for i, sequence in enumerate(sequences):
-        for t, token in enumerate(sequence):
-            tokens[i, t], state[i, t], mask[i, t] = token, states[sequence[:t]], True
-    logits = torch.randn(len(states), vocab, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Tree((spread * logits).requires_grad_(), tokens, mask, state)
-
-
-def every_group(policy: Tree, size: int) -> tuple[Tensor, Tensor]:
-    """All ordered groups of `size` independent samples: sequence indices [m, size] and probabilities [m]."""
-    index = torch.tensor(list(itertools.product(range(len(policy)), repeat=size)))
-    return index, policy.probability().detach()[index].prod(1)
-
-
-def as_rollouts(policy: Tree, reward: Tensor, index: Tensor, **columns: Tensor) -> Rollouts:
-    """Groups of sequences [m, size] as one table; `columns` are given for each sequence of the tree."""
-    rows = index.flatten()
-    group = torch.arange(len(index)).repeat_interleave(index.shape[1])
-    extra = {name: column[rows] for name, column in columns.items()}
-    return Rollouts(
-        {
-            "tokens": policy.tokens[rows],
-            "mask": policy.mask[rows],
-            "present": policy.mask[rows],
-            "turn": policy.mask[rows].long() - 1,
-            "group": group,
-            "reward": reward[rows],
-        }
-        | extra,
-        rewards={"task": reward[rows]},
+def groups(tree: Tree, reward: torch.Tensor, size: int) -> tuple[Rollouts, torch.Tensor]:
+    """All groups of `size` sequences as one table, and the probability of each row's group."""
+    combos = torch.tensor(list(itertools.product(range(len(SEQUENCES)), repeat=size)))
+    rows = combos.flatten()
+    weight = tree.probabilities().detach()[combos].prod(1).repeat_interleave(size)
+    mask = torch.ones(len(rows), T, dtype=torch.bool)
+    logp = tree.logp(SEQUENCES[rows])
+    table = Rollouts(
+        dict(
+            tokens=SEQUENCES[rows],
+            mask=mask,
+            present=mask,
+            turn=torch.zeros(len(rows), T, dtype=torch.long),
+            group=torch.arange(len(combos)).repeat_interleave(size),
+            reward=reward[rows],
+            logp=logp,
+            old_logp=logp.detach(),
+            truncated=torch.zeros(len(rows), dtype=torch.bool),
+        ),
+        rewards={"accuracy": reward[rows]},
     )
+    return table, weight
 
 
-def expected_gradient(
-    policy: Tree,
-    reward: Tensor,
-    advantage: Callable[[Rollouts], Tensor | dict[str, Tensor]],
-    size: int,
-    batchwise: bool = False,
-    **columns: Tensor,
-) -> Tensor:
-    """Exact expectation of `(1/G) sum_i sum_t A_it grad log pi(a_it)` over groups of `size` samples.
-
-    Args:
-        batchwise: the advantage mixes groups, so each group is its own batch (else all go in one table).
-    """
-    index, weight = every_group(policy, size)
-    batches = list(index.split(1)) if batchwise else [index]
-    credit = []
-    for batch in batches:
-        found = advantage(as_rollouts(policy, reward, batch, **columns))
-        credit.append(found["advantage"] if isinstance(found, dict) else found)
-    credit = torch.cat(credit).view(*index.shape, -1)
-    score = (credit * policy.logp()[index]).sum((1, 2)) / size
-    return policy.gradient((weight * score).sum())
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of the angle between two gradients."""
-    return float((a * b).sum() / (a.norm() * b.norm()))
+def expected_gradient(tree: Tree, reward: torch.Tensor, size: int, advantage, surrogate) -> torch.Tensor:
+    """Gradient of the expected mean-over-the-group loss, negated: what an ascent step follows on average."""
+    table, weight = groups(tree, reward, size)
+    table = table.having(advantage=advantage(table))
+    return -tree.gradient((weight[:, None] * surrogate(table)).sum() / size)
