@@ -121,7 +121,7 @@ def reproduce(
     start = time.perf_counter()
     outcome = asked.run(size, seeds, folder)
     outcome = replace(outcome, seconds=round(time.perf_counter() - start, 2))
-    text = json.dumps(_plain(result(asked, outcome, size, seeds)), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(plain(result(asked, outcome, size, seeds)), indent=1, allow_nan=False) + "\n"
     for path in ([folder / "outcome.json"] if folder else []) + ([_recorded(slug)] if record else []):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -159,14 +159,14 @@ def _recorded(slug: str) -> Path:
     return HERE / "results" / f"{slug}.json"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON types only: numpy and torch scalars become numbers, what is not finite becomes text."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
