@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Table = Float[np.ndarray, "s a"]
 States = Float[np.ndarray, "s"]
 TIE = 1e-9
+WINDOWS = 5  # places of the sliding window in `stability`; odd, so that one is centred on R
 
 
 # Solutions to machine precision: whether actions tie cannot be read off a value iteration that was stopped
@@ -130,7 +131,7 @@ class Cliff:
         ties: number of optimal actions of each state.
         gap: best value less the best of an action that is not optimal; infinite where there is none.
         height: `(m - 1) / m` with m ties: jump of the uniform-over-optimal policy however small the change (Prop. 2.5).
-        reachable: states that some policy can reach from mu; only they count below.
+        decisions: states that some policy can reach from mu, less the ends; only they count below.
         certified: no change of the reward smaller than this changes an optimal action; 0 with a tie.
         contained: no change smaller than this makes an action optimal that is not one now.
         witness: a change of this size is known to change an optimal action, from inverting Bellman's equation.
@@ -142,7 +143,7 @@ class Cliff:
     ties: np.ndarray
     gap: States
     height: States
-    reachable: Bool[np.ndarray, "s"]
+    decisions: Bool[np.ndarray, "s"]
     certified: float
     contained: float
     witness: float
@@ -164,13 +165,20 @@ def analyse(mdp: MDP, tie_tol: float = TIE) -> Cliff:
     optimal = q >= q.max(1, keepdims=True) - tie_tol
     ties = optimal.sum(1)
     gap = q.max(1) - np.where(optimal, -np.inf, q).max(1)
-    reachable = reach(mdp)
-    tied = bool((ties[reachable] > 1).any())
-    least = float(gap[reachable].min())
-    contained = (1 - mdp.gamma) * least / 2
-    edge = nearest_edge(mdp, q, optimal, reachable)
-    return Cliff(q, optimal, ties, gap, (ties - 1) / ties, reachable, 0.0 if tied else contained, contained,
-                 0.0 if tied else witness(mdp, q, gap, reachable)[0], edge)
+    counted = decisions(mdp)
+    tied = bool((ties[counted] > 1).any())
+    contained = (1 - mdp.gamma) * float(gap[counted].min(initial=np.inf)) / 2
+    edge = nearest_edge(mdp, q, optimal, counted)
+    return Cliff(q, optimal, ties, gap, (ties - 1) / ties, counted, 0.0 if tied else contained, contained,
+                 0.0 if tied else witness(mdp, q, gap, counted)[0], edge)
+
+
+def decisions(mdp: MDP) -> Bool[np.ndarray, "s"]:
+    """States that some policy reaches from mu, without the ends: there every action stays and nothing is earned."""
+    states, actions = np.shape(mdp.R)
+    stays = np.asarray(_rows(mdp)[np.arange(states * actions), np.repeat(np.arange(states), actions)]).reshape(-1)
+    ends = (stays.reshape(states, actions) == 1).all(1) & (np.asarray(mdp.R) == 0).all(1)
+    return reach(mdp) & ~(ends & (mdp.gamma > 0))
 
 
 def reach(mdp: MDP) -> Bool[np.ndarray, "s"]:
@@ -188,25 +196,25 @@ def reach(mdp: MDP) -> Bool[np.ndarray, "s"]:
     return found[1:]
 
 
-def nearest_edge(mdp: MDP, q: Table, optimal: Bool[np.ndarray, "s a"], reachable: Bool[np.ndarray, "s"]) -> Edge | None:
+def nearest_edge(mdp: MDP, q: Table, optimal: Bool[np.ndarray, "s a"], counted: Bool[np.ndarray, "s"]) -> Edge | None:
     """The exact distance to the cliff, and its direction; None where no state has a choice.
 
     While the greedy policy stays optimal each gap is linear in the reward, `gap(s, a) = <c, R>`, so a change of size
     `gap / ||c||_1` along `-sign(c)` closes it and nothing smaller does. `||c||_1 <= 2 / (1 - gamma)`, so pairs are
-    taken by rising gap until no later one can be nearer: exact, with few linear solves.
+    taken by rising gap until no later one can be nearer: exact, with few linear solves. An end's reward stays 0.
     """
     policy = q.argmax(1)
     factor = _factor(mdp, np.eye(q.shape[1])[policy])
     gaps = q.max(1, keepdims=True) - q
     gaps[optimal & (np.arange(q.shape[1]) != policy[:, None])] = 0.0
     gaps[np.arange(len(q)), policy] = np.inf
-    gaps[~reachable] = np.inf
+    gaps[~counted] = np.inf
     best: Edge | None = None
     for flat in np.argsort(gaps, axis=None, kind="stable"):
         s, a = map(int, np.unravel_index(flat, q.shape))
         if np.isinf(gaps[s, a]) or (best and gaps[s, a] * (1 - mdp.gamma) / 2 >= best.distance):
             break
-        c = gap_gradient(mdp, policy, s, a, factor)
+        c = gap_gradient(mdp, policy, s, a, factor) * counted[:, None]
         distance = float(gaps[s, a] / np.abs(c).sum())
         if best is None or distance < best.distance:
             best = Edge(distance, s, int(policy[s]), a, -np.sign(c))
@@ -248,13 +256,13 @@ def tie_breaker(mdp: MDP, state: int, action: int, eps: float) -> Table:
     return bump(mdp, state, action, eps / (1 + mdp.gamma))
 
 
-def witness(mdp: MDP, q: Table, gap: States, reachable: Bool[np.ndarray, "s"]) -> tuple[float, Table]:
+def witness(mdp: MDP, q: Table, gap: States, counted: Bool[np.ndarray, "s"]) -> tuple[float, Table]:
     """A reward that changes an optimal action, at most `(1 + gamma) gap / 2` away: both values meet and just cross.
 
     Returns:
         its distance, and the reward; infinite, and R itself, where no state has a second action.
     """
-    state = int(np.where(reachable, gap, np.inf).argmin())
+    state = int(np.where(counted, gap, np.inf).argmin())
     if not np.isfinite(gap[state]):
         return math.inf, np.asarray(mdp.R, float)
     first, second = np.argsort(-q[state], kind="stable")[:2]
@@ -263,13 +271,6 @@ def witness(mdp: MDP, q: Table, gap: States, reachable: Bool[np.ndarray, "s"]) -
     crossed[state, first] -= gap[state] / 2 * (1 + 1e-9)
     reward = inverse_bellman(mdp, crossed)
     return float(np.abs(reward - mdp.R).max()), reward
-
-
-def across(mdp: MDP, edge: Edge, eps: float) -> tuple[Table, Table]:
-    """Two rewards `eps` apart, one on each side of the cliff: at the edge, one action or its rival is raised by eps."""
-    at = replace(mdp, R=np.asarray(mdp.R, float) + edge.distance * edge.direction)
-    q = solve(at)
-    return bump(at, edge.state, edge.action, eps, q), bump(at, edge.state, edge.rival, eps, q)
 
 
 # Several rewards
@@ -340,7 +341,8 @@ class Stability:
 
     Attributes:
         alpha: the coefficient.
-        tv: largest total variation in a reachable state between the optima of two rewards `eps` apart across the edge.
+        tv: how far the optimum moves (largest over states) between two rewards `eps` apart on the line through R along
+            the worst direction, R between them; the worst of a few places.
         sharp: `tanh(span / (4 alpha))` of the change of Q between these two.
         certified: what no pair of rewards `eps` apart can exceed.
         linear: Prop. 4.5.
@@ -363,19 +365,27 @@ def stability(mdp: MDP, edge: Edge, eps: float, alphas: Sequence[float], referen
               ) -> list[Stability]:
     """Stability and its price over a grid of coefficients; 0 is the greedy policy."""
     best = performance(mdp, soft_policy(solve(mdp)))
-    reachable = reach(mdp)
-    pair = [replace(mdp, R=r) for r in across(mdp, edge, eps)]
+    counted, actions = decisions(mdp), np.shape(mdp.R)[1]
     rows = []
     for alpha in alphas:
-        q = [solve(m, alpha, reference) for m in pair]
-        policies = [soft_policy(x, alpha, reference) for x in q]
+        tv, sharp = _steepest(mdp, edge, eps, alpha, reference, counted)
         reward = performance(mdp, soft_policy(solve(mdp, alpha, reference), alpha, reference))
         rows.append(Stability(
-            alpha, float(total_variation(*policies)[reachable].max()),
-            float(tanh_bound(np.ptp(q[1] - q[0], axis=1), alpha)[reachable].max()),
-            float(tanh_bound(2 * eps / (1 - mdp.gamma), alpha)), linear_bound(eps, alpha, mdp.gamma), reward,
-            best - reward, alpha * math.log(q[0].shape[1]) / (1 - mdp.gamma) if reference is None else math.inf))
+            alpha, tv, sharp, float(tanh_bound(2 * eps / (1 - mdp.gamma), alpha)), linear_bound(eps, alpha, mdp.gamma),
+            reward, best - reward, alpha * math.log(actions) / (1 - mdp.gamma) if reference is None else math.inf))
     return rows
+
+
+def _steepest(mdp: MDP, edge: Edge, eps: float, alpha: float, reference: Table | None,
+              counted: Bool[np.ndarray, "s"]) -> tuple[float, float]:
+    """The largest move of the policy, and its span bound, over a window of eps sliding across R on the worst line."""
+    reward, half = np.asarray(mdp.R, float), WINDOWS - 1
+    line = [solve(replace(mdp, R=reward + (i / half - 1) * eps * edge.direction), alpha, reference)
+            for i in range(2 * half + 1)]
+    policies = [soft_policy(q, alpha, reference) for q in line]
+    moves = [float(total_variation(policies[i], policies[i + half])[counted].max()) for i in range(half + 1)]
+    at = int(np.argmax(moves))
+    return moves[at], float(tanh_bound(np.ptp(line[at + half] - line[at], axis=1), alpha)[counted].max())
 
 
 @dataclass(frozen=True)
@@ -384,7 +394,8 @@ class Stabiliser:
 
     Attributes:
         alpha: keeps every pair of rewards `eps` apart within `tv`, whatever the rewards are.
-        at_edge: keeps the pair across this reward's own edge within `tv`; no smaller one does.
+        at_edge: from here to `alpha`, the worst line through this reward stays within `tv`, and just below it does not
+            (a scan with bisection; 0 if never). Another direction may need more.
         reward, price: of `alpha`: `J` without the bonus, and `J* - J`.
         price_at_edge: of `at_edge`.
         greedy: whether the greedy policy of this very reward survives every change of size `eps` without any of it.
@@ -409,15 +420,21 @@ def stabilise(mdp: MDP, edge: Edge | None, tv: float, eps: float, reference: Tab
         best = performance(mdp, soft_policy(solve(mdp)))
         return Stabiliser(alpha, 0.0, best, 0.0, 0.0, True)
 
-    def excess(a: float) -> float:
-        return stability(mdp, edge, eps, [a], reference)[0].tv - tv
+    def within(a: float) -> bool:
+        return stability(mdp, edge, eps, [a], reference)[0].tv <= tv
 
-    low, high = 0.0, alpha
-    if alpha == 0 or excess(0.0) <= 0:
+    # The distance need not fall all the way with alpha: scan from above.
+    high, low = alpha, 0.0
+    for share in np.geomspace(1, 1e-3, 25)[1:]:
+        if not within(float(share * alpha)):
+            low = float(share * alpha)
+            break
+        high = float(share * alpha)
+    if low == 0 and within(0.0):
         high = 0.0
-    while high - low > 1e-4 * alpha:
+    while high - low > 1e-4 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+        low, high = (low, middle) if within(middle) else (middle, high)
     full, least = stability(mdp, edge, eps, [alpha, high], reference)
     return Stabiliser(alpha, high, full.reward, full.price, least.price, edge.distance > eps)
 

@@ -215,9 +215,8 @@ def _drift(group: Samples, q: Question) -> Iterator[Estimate]:
     weight = None if group.weight is None else group.weight[best]
     found = fs.slack_drift(group.label[best], group.log_ratio[best], weight)
     if weight is None and found.ess < LEAST_ESS:
-        yield _missing(
-            3, name, int(best.sum()), f"effective sample size {found.ess:.1f} is below {LEAST_ESS:.0f}", found.ess
-        )
+        why = f"effective sample size {found.ess:.1f} is below {LEAST_ESS:.0f}: larger groups are needed"
+        yield _missing(3, name, int(best.sum()), why, found.ess)
         return
     yield Estimate(
         3,
@@ -360,16 +359,14 @@ def _normalisation(group: Samples, q: Question) -> Iterator[Estimate]:
 
 def _of_run(samples: Samples, groups: list[Samples], q: Question) -> Iterator[Estimate]:
     """What is about the run and not about any one prompt: items 8 and 9."""
-    primary = [g.reward if q.primary is None else g.rewards[q.primary] for g in groups]
-    pairs = list(zip([g.reward for g in groups], primary, strict=True))
-    say = (
-        "share of all advantage from groups whose primary reward is constant: rising, the run is steered by "
-        "whatever breaks ties"
-    )
-    open_ = "" if q.primary else "no primary reward was named, so a tie-breaker cannot be told from the reward"
-    yield Estimate(
-        8, "tie-breaker share", fs.tie_breaker_share(pairs, q.group_eps), None, len(samples), None, "exact", say, open_
-    )
+    if q.primary is None:
+        yield _missing(8, "tie-breaker share", len(samples),
+                       "no primary reward was named (--primary): a tie-breaker cannot be told from the reward")
+    else:
+        pairs = [(g.reward, g.rewards[q.primary]) for g in groups]
+        yield Estimate(8, "tie-breaker share", fs.tie_breaker_share(pairs, q.group_eps), None, len(samples), None,
+                       "exact", "share of all advantage from groups whose primary reward is constant: rising, the run "
+                                "is steered by whatever breaks ties")
     yield from _verified(samples, q)
 
 
@@ -514,7 +511,6 @@ def _averaged(found: list[Estimate]) -> Iterator[Estimate]:
             n=sum(e.n for e in known),
             ess=_sum([e.ess for e in known]),
             kind=_loosest(known),
-            says=f"{known[0].says} (mean over {len(known)} checkpoints)",
         )
 
 
@@ -525,7 +521,7 @@ def _pooled(prompts: list[Estimate], name: str) -> Estimate:
     if not known:
         return replace(own[0], prompt=None, n=sum(e.n for e in own), ess=None)
     values = np.array([e.value for e in known])
-    interval = known[0].interval if len(values) == 1 else bootstrap_interval(values) if np.ptp(values) > 0 else None
+    interval = known[0].interval if len(values) == 1 else bootstrap_interval(values) if np.ptp(values) > 1e-12 else None
     left = f"{len(own) - len(known)} of {len(own)} prompts gave none; " if len(known) < len(own) else ""
     says = _summary(known, values)
     return replace(

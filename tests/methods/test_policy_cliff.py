@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from pytest import approx
+from surefoot.exact.mdp import MDP
 
 from surefoot.claims.policy_cliff import CLAIM, Cell, verdict
 from surefoot.exact import cliff
-from surefoot.exact.mdp import MDP
 from surefoot.stability.harness import Control, Objective, Tree, sample, train_exact
 
 
@@ -123,7 +123,7 @@ def test_7_the_witness_flips_one_and_the_exact_distance_lies_between(seed):
     mdp = random_mdp(seed)
     found = cliff.analyse(mdp)
     greedy = found.q.argmax(1)
-    size, reward = cliff.witness(mdp, found.q, found.gap, found.reachable)
+    size, reward = cliff.witness(mdp, found.q, found.gap, found.decisions)
     assert size == found.witness <= (1 + mdp.gamma) * found.gap.min() / 2 * (1 + 1e-6)
     assert (cliff.solve(replace(mdp, R=reward)).argmax(1) != greedy).sum() == 1
     edge = found.edge

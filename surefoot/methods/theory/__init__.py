@@ -1,0 +1,1 @@
+"""Theorems, and the analysis that they make possible."""
