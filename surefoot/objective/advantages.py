@@ -13,7 +13,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from surefoot.objective.groups import group_count, group_mean, group_std, group_sum, leave_one_out_mean
+from surefoot.objective.groups import (
+    Statistic,
+    batch_mean,
+    batch_std,
+    group_count,
+    group_mean,
+    group_std,
+    group_sum,
+    joint_key,
+    leave_one_out_mean,
+    relative,
+    working,
+)
 from surefoot.objective.rewards import totals
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
@@ -33,17 +45,17 @@ def group_normalized(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], eps: f
     >>> group_normalized(torch.tensor([1., 0., 0., 1.]), torch.zeros(4, dtype=torch.long), eps=0.0)
     tensor([ 0.8660, -0.8660, -0.8660,  0.8660])
     """
-    return (reward - group_mean(reward, group)) / (group_std(reward, group) + eps)
+    return relative(reward, group, group_mean, group_std, eps)
 
 
 def group_centred(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
     """`r - mean` within the group (Dr. GRPO): (G - 1)/G times the leave-one-out advantage, so unbiased up to it."""
-    return reward - group_mean(reward, group)
+    return relative(reward, group, group_mean)
 
 
 def leave_one_out(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
     """`r_i - mean of the others` (RLOO, arXiv 2402.14740, eq. 8): unbiased; 0 for a trajectory alone in its group."""
-    return reward - leave_one_out_mean(reward, group)
+    return relative(reward, group, leave_one_out_mean)
 
 
 def gae(
@@ -82,11 +94,10 @@ def reward_at_last_step(reward: Float[Tensor, "n"], mask: Bool[Tensor, "n t"]) -
 
 
 def whiten(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], eps: float = 1e-8) -> Float[Tensor, "n t"]:
-    """Zero mean and unit deviation over the masked steps; 0 elsewhere, and everywhere for fewer than two steps."""
-    chosen = x[mask]
-    if chosen.numel() < 2:
-        return torch.zeros_like(x)
-    return ((x - chosen.mean()) / (chosen.std() + eps)).where(mask, 0.0)
+    """Zero mean and unit deviation over the masked steps; 0 elsewhere, and everywhere without contrast."""
+    out, chosen = torch.zeros_like(working(x)), x[mask]
+    out[mask] = relative(chosen, torch.zeros_like(chosen, dtype=torch.long), group_mean, group_std, eps)
+    return out
 
 
 def length_weighted_baseline(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], length: Int[Tensor, "n"]) -> Tensor:
@@ -94,8 +105,9 @@ def length_weighted_baseline(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]
 
     The variance-minimal baseline if a trajectory's squared score grows as its length.
     """
-    weight = length.to(reward.dtype)
-    return group_sum(weight * reward, group) / group_sum(weight, group).clamp_min(1)
+    weight = length.double()
+    baseline = group_sum(weight * reward.double(), group) / group_sum(weight, group).clamp_min(1)
+    return baseline.to(working(reward).dtype)
 
 
 def pass_at_k_normalized(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k: int) -> Float[Tensor, "n"]:
@@ -105,7 +117,7 @@ def pass_at_k_normalized(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k:
     `sqrt(R (1 - R))`; right ones get `(1 - R) / dev`, wrong ones `(1 - R - C(neg - 1, k - 1) / C(G - 1, k - 1)) / dev`.
     Groups without contrast (all k-subsets alike) get 0.
     """
-    size = group_count(group, None, correct.float())
+    size = group_count(group)
     wrong = size - group_sum(correct.float(), group)
     mean = 1 - _choose_ratio(wrong, size, k)
     others = _choose_ratio(wrong - 1, size - 1, k - 1)
@@ -117,7 +129,7 @@ def pass_at_k_normalized(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k:
 def pass_at_k_reward(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k: int) -> Float[Tensor, "n"]:
     """Rewards whose score-function gradient, summed over the group, is unbiased for pass@k (PKPO, arXiv 2505.15201,
     theorem 2): `k/G` if right, else `k/G * (1 - C(G - 1 - c, k - 1) / C(G - 1, k - 1))` with c right ones."""
-    size = group_count(group, None, correct.float())
+    size = group_count(group)
     right = group_sum(correct.float(), group)
     other = 1 - _choose_ratio(size - 1 - right, size - 1, k - 1)
     return k / size * torch.where(correct, torch.ones_like(size), other)
@@ -190,6 +202,34 @@ def pairwise(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], kernel: Callab
 
 
 @dataclass(frozen=True)
+class Relative(Part):
+    """Any centre and any scale, within groups by any key: the general form of the parts below (`groups.relative`).
+
+    Attributes:
+        centre, scale: statistics of `surefoot.objective.groups`; none centres by 0, scales by 1.
+        keys: integer columns; trajectories that agree in all of them are one group.
+        members: a selection; the others are left out of the statistics and get 0.
+    """
+
+    centre: Statistic | None = group_mean
+    scale: Statistic | None = None
+    eps: float = 1e-4
+    keys: tuple[str, ...] = ("group",)
+    members: Part | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(("reward", "mask", *self.keys, *(self.members.reads if self.members else ()))))
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        key = joint_key(*(rollouts[name] for name in self.keys))
+        member = None if self.members is None else self.members(rollouts).bool()
+        if member is not None and member.ndim == 2:
+            member = (member & rollouts.mask).any(1)
+        return spread(relative(rollouts.reward, key, self.centre, self.scale, self.eps, member), rollouts.mask)
+
+
+@dataclass(frozen=True)
 class GroupNormalized(Part):
     """Reward minus its group's mean, over its group's standard deviation (`group_normalized`)."""
 
@@ -231,8 +271,8 @@ class Reinforce(Part):
     reads = ("reward", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        centre = rollouts.reward.mean() if self.baseline else 0.0
-        return spread(rollouts.reward - centre, rollouts.mask)
+        one = torch.zeros(len(rollouts), dtype=torch.long, device=rollouts.reward.device)
+        return spread(relative(rollouts.reward, one, group_mean if self.baseline else None), rollouts.mask)
 
 
 @dataclass(frozen=True)
@@ -259,9 +299,7 @@ class BatchNormalized(Part):
     reads = ("reward", "group", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        centred = group_centred(rollouts.reward, rollouts.group)
-        deviation = rollouts.reward.std() if len(rollouts) > 1 else rollouts.reward.new_zeros(())
-        return spread(centred / (deviation + self.eps), rollouts.mask)
+        return spread(relative(rollouts.reward, rollouts.group, group_mean, batch_std, self.eps), rollouts.mask)
 
 
 @dataclass(frozen=True)
@@ -309,7 +347,7 @@ class GPG(Part):
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         centred = group_centred(rollouts.reward, rollouts.group)
-        useful = (group_sum(centred.abs(), rollouts.group) > 1e-8).float().sum()
+        useful = (group_sum(centred.abs(), rollouts.group) > 0).to(centred.dtype).sum()
         return spread(centred * len(centred) / useful.clamp_min(1), rollouts.mask)
 
 
@@ -341,9 +379,7 @@ class GDPO(Part):
             for name, r in totals(rollouts.rewards).items()
         ]
         total = torch.stack(parts).sum(0)
-        if len(total) > 1:
-            total = (total - total.mean()) / (total.std() + self.eps)
-        return spread(total, rollouts.mask)
+        return spread(relative(total, rollouts.group, batch_mean, batch_std, self.eps), rollouts.mask)
 
 
 @dataclass(frozen=True)
@@ -364,6 +400,6 @@ class TurnLevel(Part):
         turns = int(rollouts.turn.max()) + 1
         key = rollouts.group[:, None] * turns + rollouts.turn.clamp_min(0)
         flat, keys = to_go[rollouts.mask], key[rollouts.mask]
-        out = to_go.new_zeros(n, t)
-        out[rollouts.mask] = (flat - group_mean(flat, keys)) / (group_std(flat, keys) + self.eps)
+        out = working(to_go).new_zeros(n, t)
+        out[rollouts.mask] = relative(flat, keys, group_mean, group_std, self.eps)
         return out

@@ -1,8 +1,8 @@
 """Controllers: metrics in, new values of fields out.
 
 Each names the field it moves (`regularizers.kl.coef`) and the metric it watches, and returns `{field: value}` after
-every step; a metric that is not there moves nothing. What a controller remembers is in `memory`, so a resumed run goes
-on exactly.
+every step; a metric that is not there, or not finite, moves nothing. What a controller remembers is in `memory`, so a
+resumed run goes on exactly.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from surefoot.errors import InputError
 from surefoot.parts import Part
 
 Metrics = Mapping[str, float]
+
+
+def measured(metrics: Metrics, name: str) -> bool:
+    """The metric is there and finite; one NaN must not live on in an integral or an average."""
+    return name in metrics and math.isfinite(metrics[name])
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class AdaptiveKL(Part):
     field: str = "regularizers.kl.coef"
 
     def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if self.metric not in metrics:
+        if not measured(metrics, self.metric):
             return {}
         error = min(self.limit, max(-self.limit, metrics[self.metric] / self.target - 1))
         coef = self.memory.get("coef", self.start) * (1 + self.gain * error)
@@ -50,7 +55,7 @@ class DoublingKL(Part):
     field: str = "regularizers.kl.coef"
 
     def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if self.metric not in metrics:
+        if not measured(metrics, self.metric):
             return {}
         coef, kl = self.memory.get("coef", self.start), metrics[self.metric]
         coef = coef / 2 if kl < self.target / 1.5 else coef * 2 if kl > self.target * 1.5 else coef
@@ -75,7 +80,7 @@ class DualAscent(Part):
     field: str = "regularizers.kl.coef"
 
     def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if self.metric not in metrics:
+        if not measured(metrics, self.metric):
             return {}
         excess = (metrics[self.metric] - self.budget) * (-1 if self.at_least else 1)
         value = min(self.cap, max(0.0, self.memory.get("value", self.start) + self.rate * excess))
@@ -101,7 +106,7 @@ class PID(Part):
     field: str = "regularizers.kl.coef"
 
     def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if self.metric not in metrics:
+        if not measured(metrics, self.metric):
             return {}
         error = metrics[self.metric] - self.target
         integral = self.memory.get("integral", 0.0) + error
@@ -133,7 +138,7 @@ class Hysteresis(Part):
             raise InputError(f"controllers: low={self.low} above high={self.high}, expected low <= high")
 
     def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if self.metric not in metrics:
+        if not measured(metrics, self.metric):
             return {}
         active = self.memory.get("active", False)
         active = metrics[self.metric] < self.low or active and metrics[self.metric] <= self.high
@@ -194,14 +199,14 @@ class Smoothed(Part):
     dead_band: float = 0.0
 
     def __call__(self, metrics: Metrics) -> dict[str, float]:
-        sums, weight = self.memory.setdefault("sums", {}), self.memory.get("weight", 0.0)
-        for name, value in metrics.items():
-            if isinstance(value, (int, float)):
-                sums[name] = self.decay * sums.get(name, 0.0) + (1 - self.decay) * value
-        weight = self.decay * weight + 1 - self.decay
-        self.memory["weight"] = weight
+        averages = self.memory.setdefault("averages", {})  # name -> [weighted sum, sum of weights]
+        seen = [k for k, v in metrics.items() if isinstance(v, (int, float)) and measured(metrics, k)]
+        for name in seen:
+            total, weight = averages.get(name, (0.0, 0.0))
+            fresh = 1 - self.decay
+            averages[name] = [self.decay * total + fresh * metrics[name], self.decay * weight + fresh]
         self.of.load_state_dict(self.memory.get("inner", {}))
-        moved = self.of({name: total / weight for name, total in sums.items()})
+        moved = self.of({name: averages[name][0] / averages[name][1] for name in seen})
         self.memory["inner"] = self.of.state_dict()
         last = self.memory.setdefault("last", {})
         passed = {k: v for k, v in moved.items() if k not in last or abs(v - last[k]) > self.dead_band}

@@ -1,0 +1,43 @@
+"""Controllers in the presence of metrics that come late, go missing or are not finite."""
+
+import math
+
+import pytest
+
+from surefoot.objective import controllers as c
+
+ALL = [
+    c.AdaptiveKL(),
+    c.DoublingKL(),
+    c.DualAscent(),
+    c.PID(),
+    c.Hysteresis(metric="kl"),
+    c.Smoothed(c.AdaptiveKL(), decay=0.5),
+    c.Smoothed(c.PID(), decay=0.5),
+]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("controller", ALL, ids=repr)
+def test_a_metric_that_is_not_finite_moves_nothing_and_leaves_no_trace(controller, bad):
+    hit, spared = controller.fresh(), controller.fresh()
+    for kl in (0.3, 0.05):
+        assert hit({"kl": kl}) == spared({"kl": kl})
+    assert hit({"kl": bad}) == {}
+    assert [hit({"kl": kl}) for kl in (0.2, 0.4)] == [spared({"kl": kl}) for kl in (0.2, 0.4)]
+
+
+def test_an_average_of_a_metric_that_comes_late_is_not_drawn_to_zero():
+    smoothed, plain = c.Smoothed(c.AdaptiveKL(), decay=0.9).fresh(), c.AdaptiveKL().fresh()
+    for _ in range(50):
+        assert smoothed({"loss": 1.0}) == {}
+    assert smoothed({"kl": 0.3, "loss": 1.0}) == pytest.approx(plain({"kl": 0.3}))
+
+
+def test_an_average_is_not_passed_on_when_its_metric_is_missing():
+    smoothed = c.Smoothed(c.AdaptiveKL(), decay=0.9).fresh()
+    assert smoothed({"kl": 0.3})
+    before = smoothed.state_dict()
+    assert smoothed({"loss": 1.0}) == {}
+    assert smoothed.state_dict()["averages"]["kl"] == before["averages"]["kl"]
+    assert smoothed.state_dict()["inner"] == before["inner"]
