@@ -1,0 +1,138 @@
+"""What stands between action values and state values: the best action, a soft maximum, or a given policy.
+
+A Bellman backup is `Q = R + gamma * next(V)` with `V = choose.value(Q)`. Which action is taken (`choose`, here) and
+which next state is met (`next`: the mean of `MDP.expect`, or a worst case of `robust`) are the only two things that
+hard, soft, regularised and robust dynamic programming change. Every operator here is monotone and passes constants
+through, `value(Q + c) = value(Q) + c`, which is all that the solvers' error bounds need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from surefoot.errors import InputError
+
+Table = Float[np.ndarray, "s a"]
+States = Float[np.ndarray, "s"]
+
+
+def log_mean_exp(x: np.ndarray, temperature: float, log_weights: np.ndarray | float = 0.0, axis: int = -1
+                 ) -> np.ndarray:
+    """`t log sum_i w_i exp(x_i / t)` along an axis: one function for soft maxima (t > 0) and soft minima (t < 0).
+
+    With weights that sum to 1 it is the KL-regularised best case `max_p E_p[x] - t KL(p | w)`, and at `t = -lambda` the
+    worst case `min_p E_p[x] + lambda KL(p | w)` (Donsker and Varadhan); with weights 1, the best with t times the
+    entropy.
+
+    Args:
+        temperature: not 0; infinite ones give the weighted mean.
+        log_weights: broadcasts against x; -inf where a weight is 0.
+
+    >>> round(float(log_mean_exp(np.array([0, .2, 1]), -.1, np.log([.1, .3, .6]))), 7)
+    0.1961638
+    """
+    if np.isinf(temperature):
+        return np.where(np.isneginf(log_weights), 0.0, np.exp(log_weights) * x).sum(axis)
+    z = x / temperature + log_weights
+    top = z.max(axis, keepdims=True)
+    return temperature * (np.log(np.exp(z - top).sum(axis)) + top.squeeze(axis))
+
+
+def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    """`exp(x) / sum exp(x)`."""
+    z = np.exp(x - x.max(axis, keepdims=True))
+    return z / z.sum(axis, keepdims=True)
+
+
+def log_or_minus_inf(p: np.ndarray) -> np.ndarray:
+    """`log p`, -inf at 0, without a warning."""
+    with np.errstate(divide="ignore"):
+        return np.log(p)
+
+
+class Choice(Protocol):
+    """How an action is chosen: the value of a state, the policy that attains it, and what that policy earns by itself.
+
+    For every policy `value(Q) >= sum_a policy Q + bonus(policy)`, with equality at `policy(Q)`.
+    """
+
+    def value(self, Q: Table) -> States: ...
+
+    def policy(self, Q: Table) -> Table: ...
+
+    def bonus(self, policy: Table) -> States: ...
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The best action; the first of them in a tie."""
+
+    def value(self, Q: Table) -> States:
+        return Q.max(-1)
+
+    def policy(self, Q: Table) -> Table:
+        return np.eye(Q.shape[-1])[Q.argmax(-1)]
+
+    def bonus(self, policy: Table) -> States:
+        return np.zeros(policy.shape[:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Soft:
+    """Entropy- or KL-regularised: `alpha log sum_a w exp(Q / alpha)`, policy `w exp(Q / alpha) / Z`.
+
+    `w` is 1 without a reference, which adds alpha times the entropy; with one, `w = reference` and alpha times
+    `KL(policy | reference)` is taken away. As `H = log A - KL(. | uniform)`, the two differ by the constant
+    `alpha log A` a step where the reference is uniform; their policies are the same.
+    """
+
+    alpha: float
+    reference: Table | None = None
+
+    def __post_init__(self):
+        if not self.alpha > 0:
+            raise InputError(f"alpha {self.alpha}; expected a number above 0 (0 is Greedy)")
+
+    @property
+    def log_weights(self) -> Table | float:
+        return 0.0 if self.reference is None else log_or_minus_inf(np.asarray(self.reference, float))
+
+    def value(self, Q: Table) -> States:
+        return log_mean_exp(Q, self.alpha, self.log_weights)
+
+    def policy(self, Q: Table) -> Table:
+        return softmax(Q / self.alpha + self.log_weights)
+
+    def bonus(self, policy: Table) -> States:
+        return -self.alpha * relative_entropy(policy, self.log_weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A given policy, with the bonus of another choice in it (`Soft`) or without (`Greedy`)."""
+
+    table: Table
+    under: Choice = Greedy()
+
+    def value(self, Q: Table) -> States:
+        return (self.table * np.where(self.table > 0, Q, 0.0)).sum(-1) + self.under.bonus(self.table)
+
+    def policy(self, Q: Table) -> Table:
+        return self.table
+
+    def bonus(self, policy: Table) -> States:
+        return self.under.bonus(policy)
+
+
+GREEDY = Greedy()
+
+
+def relative_entropy(policy: np.ndarray, log_weights: np.ndarray | float = 0.0) -> np.ndarray:
+    """`sum_a p (log p - log w)`: KL to weights that sum to 1, minus the entropy with weights 1; 0 log 0 = 0."""
+    used = policy > 0
+    ratio = np.log(np.where(used, policy, 1.0)) - np.where(used, log_weights, 0.0)
+    return (policy * ratio).sum(-1)
