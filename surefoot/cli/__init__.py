@@ -11,6 +11,9 @@ from pathlib import Path
 
 from surefoot.errors import InputError, SurefootError, nearest
 
+# Threads that wait by spinning lose most of a core as soon as another process runs; libgomp reads this when torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 VERBS = tuple(sorted(p.stem for p in Path(__file__).parent.glob("[!_]*.py")))
 
 

@@ -31,7 +31,7 @@ class Settings:
         lora: rank of LoRA adapters; 0 trains all weights.
     """
 
-    steps: int = 100
+    steps: int = 80
     seed: int = 0
     lr: float | None = None
     schedule: str = "constant"

@@ -87,8 +87,8 @@ def _file_task(tmp_path, prompt):
 
 
 def test_a_prompt_longer_than_the_context(tmp_path, capsys):
-    status, _, err = _run(capsys, *_file_task(tmp_path, "x" * 600))
-    assert status == 2 and "longer than the context of 512" in err
+    status, _, err = _run(capsys, *_file_task(tmp_path, "x" * 1200))
+    assert status == 2 and "longer than the context of 1024" in err
 
 
 def test_a_file_task_trains(tmp_path, capsys):
