@@ -1,7 +1,7 @@
 """Token log-probabilities and entropies straight from hidden states, never holding [N, T, V].
 
 Logits of `chunk` tokens at a time are made, used, and made again in the backward pass. Peak memory beyond the inputs
-is `chunk * V`, whatever N and T.
+and their gradients is a few times `chunk * V` numbers, whatever N and T; by default that product is a constant.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from surefoot.objective.entropy import entropy as shannon
+from surefoot.objective.groups import working
 
 CELLS = 1 << 24  # logits held at a time: 64 MB of float32
 
@@ -22,11 +26,11 @@ def token_logp_plain(
     bias: Float[Tensor, "v"] | None = None,
     temperature: float = 1.0,
     entropy: bool = False,
-):
-    """The slow twin: all logits at once. Same arguments and results as `token_logp`."""
-    logp = (F.linear(hidden, weight, bias).float() / temperature).log_softmax(-1)
+) -> Float[Tensor, "n"] | tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """The plain twin: all logits at once. Same arguments and results as `token_logp`."""
+    logp = (working(F.linear(hidden, weight, bias)) / temperature).log_softmax(-1)
     chosen = logp.gather(-1, tokens[:, None])[:, 0]
-    return (chosen, -(logp.exp() * logp).sum(-1)) if entropy else chosen
+    return (chosen, shannon(logp)) if entropy else chosen
 
 
 def token_logp(
@@ -38,16 +42,23 @@ def token_logp(
     temperature: float = 1.0,
     entropy: bool = False,
     chunk: int | None = None,
-):
+) -> Float[Tensor, "n"] | tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
     """`log softmax((h W^T + b) / temperature)[token]` of every row, and the entropy (nats) if asked for.
 
-    Softmax is taken in float32 whatever the dtype of `hidden`. Differentiable in hidden, weight and bias.
+    The product h W^T is made in the dtype of `hidden`, as a model's own head makes it; the softmax is taken in
+    float32 (float64 for float64), and gradients of weight and bias are summed over chunks in that. Differentiable
+    once in hidden, weight and bias. A bias of -inf forbids a candidate: it counts nothing and gets no gradient.
 
     Args:
-        chunk: rows at a time; by default as many as fit `CELLS` logits. If all fit, the plain twin is used.
+        chunk: rows at a time; by default as many as fit `CELLS` logits. If all fit, the plain twin is used: there
+            is nothing to save then, and its backward pass need not make the logits again.
 
     Returns:
         logp [n], or (logp [n], entropy [n]).
+
+    >>> h, w = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    >>> token_logp(h, w, torch.tensor([0, 0]), entropy=True)
+    (tensor([-0.5514, -1.5514]), tensor([0.9753, 0.9753]))
     """
     rows = chunk or max(1, CELLS // len(weight))
     if len(hidden) <= rows:
@@ -57,50 +68,54 @@ def token_logp(
 
 
 class _Chunked(torch.autograd.Function):
-    """Forward keeps one log-partition a row; backward makes each chunk's logits again."""
+    """Forward keeps one log-partition (and entropy) a row; backward makes each chunk's logits again.
+
+    With p = softmax(z): d log p_a / dz = onehot(a) - p and dH / dz = -p (log p + H).
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, tokens, temperature, rows, entropy):
-        logp = hidden.new_empty(len(hidden), dtype=torch.float32)
-        uncertainty = torch.zeros_like(logp)
-        partition = torch.empty_like(logp)
+        partition = working(hidden.new_empty(len(hidden)))
+        logp, uncertainty = torch.empty_like(partition), torch.zeros_like(partition)
         for piece in _slices(len(hidden), rows):
-            logits = F.linear(hidden[piece], weight, bias).float().div_(temperature)
+            logits = working(F.linear(hidden[piece], weight, bias)).div_(temperature)
             partition[piece] = logits.logsumexp(-1)
             logp[piece] = logits.gather(-1, tokens[piece, None])[:, 0] - partition[piece]
-            if entropy:  # H = log Z - E[logit]
-                p = (logits - partition[piece, None]).exp_()
-                uncertainty[piece] = partition[piece] - (p * logits).sum(-1)
+            if entropy:
+                p = logits.sub_(partition[piece, None]).exp_()
+                uncertainty[piece] = torch.special.entr(p).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, tokens, partition, uncertainty)
         ctx.temperature, ctx.rows, ctx.entropy = temperature, rows, entropy
         return logp, uncertainty
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logp, grad_entropy):
         hidden, weight, bias, tokens, partition, uncertainty = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        grad_bias = (
-            torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        )
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if for_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=partition.dtype) if for_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=partition.dtype) if for_bias else None
         for piece in _slices(len(hidden), ctx.rows):
-            logp = F.linear(hidden[piece], weight, bias).float().div_(ctx.temperature).sub_(partition[piece, None])
-            p = logp.exp()
-            if ctx.entropy:  # dH/dlogit = -p (log p + H)
-                g = -p * (logp + uncertainty[piece, None]) * grad_entropy[piece, None]
-                g.addcmul_(p, grad_logp[piece, None], value=-1)
+            logits = working(F.linear(hidden[piece], weight, bias)).div_(ctx.temperature)
+            p = logits.sub_(partition[piece, None]).exp_()
+            if ctx.entropy:  # entr(p) is -p log p, and 0 where p is
+                slope = torch.special.entr(p).addcmul_(p, uncertainty[piece, None], value=-1)
+                slope.mul_(grad_entropy[piece, None])
+                grad = slope.addcmul_(p, grad_logp[piece, None], value=-1)
             else:
-                g = p.mul_(-grad_logp[piece, None])
-            g.scatter_add_(1, tokens[piece, None], grad_logp[piece, None].to(g.dtype))
-            g.div_(ctx.temperature)
+                grad = p.mul_(-grad_logp[piece, None])
+            grad.scatter_add_(1, tokens[piece, None], grad_logp[piece, None])
+            grad.div_(ctx.temperature)
             if grad_hidden is not None:
-                grad_hidden[piece] = (g.to(weight.dtype) @ weight).to(hidden.dtype)
+                grad_hidden[piece] = grad.to(weight.dtype) @ weight
             if grad_weight is not None:
-                grad_weight.addmm_(g.t(), hidden[piece].float())
+                grad_weight.addmm_(grad.t(), hidden[piece].to(grad.dtype))
             if grad_bias is not None:
-                grad_bias += g.sum(0)
-        cast = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, cast, None if grad_bias is None else grad_bias.to(weight.dtype), None, None, None, None
+                grad_bias += grad.sum(0)
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _slices(total: int, size: int) -> list[slice]:
