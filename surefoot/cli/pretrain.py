@@ -18,10 +18,12 @@ def run(args: argparse.Namespace) -> int:
 
     from surefoot.errors import InputError
     from surefoot.pretraining import pretrain
+    from surefoot.pretraining.card import write_card
 
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"output folder {args.out!r} exists and is not empty; choose another --out")
     pretrain(out, seed=args.seed, **({} if args.steps is None else {"steps": args.steps}))
+    write_card(out)
     print(f"wrote {out}")
     return 0

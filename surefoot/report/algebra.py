@@ -122,7 +122,7 @@ def markdown() -> str:
             "|---|---|---|",
         ]
         for name, obj in rows:
-            values = defaults(obj) if inspect.isclass(obj) else ""
+            values = defaults(obj) if inspect.isclass(obj) and issubclass(obj, Part) else ""
             lines.append(f"| `{name}` | {_cell(first_sentence(obj))} | {_cell(f'`{values}`' if values else '')} |")
         lines.append("")
     lines += ["## Columns", "", "| column | axes | kind | made by | meaning |", "|---|---|---|---|---|"]

@@ -107,14 +107,17 @@ def before_and_after(axes: Axes, evaluated: dict[str, Any]) -> None:
                 markerfacecolor="white" if when == "before" else colour,
                 zorder=3,
             )
+            others = [r[key] for w, r in evaluated.items() if w != when and key in r]
+            close = others and abs(others[0] - record[key]) < 0.12  # labels lean away from each other
+            side = "center" if not close else "left" if record[key] >= others[0] else "right"
             axes.annotate(
                 f"{100 * record[key]:.1f}%",
                 (100 * record[key], row),
-                (0, 9),
-                textcoords="offset points",
-                ha="center",
-                color="#5d6670" if when == "before" else "#1d2126",
+                xytext=(0, 9),
                 fontsize=9,
+                textcoords="offset points",
+                ha=side,
+                color="#5d6670" if when == "before" else "#1d2126",
                 weight="normal" if when == "before" else "bold",
             )
     n = next(iter(evaluated.values()))["n"]

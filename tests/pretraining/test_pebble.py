@@ -1,8 +1,11 @@
 """Pebble: its corpus is right where it should be and wrong where it should be, it repeats, and it ships as promised."""
 
+import hashlib
 import itertools
 import json
 import random
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from surefoot.policies.causal_lm import SHIPPED, CausalLM
 from surefoot.pretraining import corpus, tokenizer
 from surefoot.pretraining.corpus import TASKS
 from surefoot.pretraining.pretrain import batches, new_model, train
-from surefoot.tasks.reasoning_gym import parse_spec
+from surefoot.tasks.reasoning_gym import ReasoningGym, parse_spec
 from surefoot.tasks.splits import is_held_out
 
 PEBBLE = SHIPPED["pebble"]
@@ -74,7 +77,23 @@ def test_what_ships_is_small_and_loads_anywhere():
     assert sum(f.stat().st_size for f in Path(PEBBLE).rglob("*")) <= 10_000_000
     assert AutoTokenizer.from_pretrained(PEBBLE).decode([5 + 17]) == "1"
     card = (PEBBLE / "README.md").read_text()
-    assert all(word in card for word in ("seed", "loss", "pass@1", "surefoot pretrain"))
+    assert all(word in card for word in ("seed", "loss", "pass@1", "surefoot pretrain", *TASKS))
+    assert hashlib.sha256((PEBBLE / "model.safetensors").read_bytes()).hexdigest() in card
+
+
+def test_every_task_of_the_corpus_fits_the_context_with_its_own_length_limit():
+    policy = CausalLM.load("pebble")
+    for spec in TASKS:
+        task = ReasoningGym(spec, heldout=10)
+        policy.encode([task.heldout[i].question for i in range(10)], room=task.max_new_tokens)
+
+
+def test_the_module_runs_as_the_command(tmp_path, capsys, monkeypatch):
+    (tmp_path / "kept").touch()
+    monkeypatch.setattr(sys, "argv", ["pretraining", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("surefoot.pretraining", run_name="__main__")
+    assert stop.value.code == 2 and "not empty" in capsys.readouterr().err
 
 
 def test_it_attempts_at_least_six_datasets():

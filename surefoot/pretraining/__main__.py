@@ -1,0 +1,7 @@
+"""`python -m surefoot.pretraining [--out DIR] [--steps N] [--seed S]`: the same as `surefoot pretrain`."""
+
+import sys
+
+from surefoot.cli import main
+
+sys.exit(main(["pretrain", *sys.argv[1:]]))
