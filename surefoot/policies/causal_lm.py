@@ -105,7 +105,7 @@ class CausalLM:
         """A learning rate to start from: what the model's card measured, else one that suits its size."""
         if self.name in SHIPPED:
             return 1e-3
-        return 1e-5 if hasattr(self.model, "peft_config") else 1e-6
+        return 1e-5 if hasattr(self.model, "get_base_model") else 1e-6
 
     @property
     def engine_exact(self) -> bool:
@@ -255,7 +255,7 @@ class CausalLM:
 
     def reference(self) -> CausalLM | LoRAOff:
         """The policy as it is now, frozen: the same weights with the adapters off (LoRA), else a copy."""
-        if hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "get_base_model"):
             return LoRAOff(self)
         twin = copy.copy(self)
         twin.model = copy.deepcopy(self.model).requires_grad_(False)
@@ -267,7 +267,7 @@ class CausalLM:
         state: dict[str, Tensor] = (
             {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if self.value_head else {}
         )
-        if hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "get_base_model"):
             state |= {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         return state
 
@@ -280,7 +280,7 @@ class CausalLM:
         from transformers import AutoModelForCausalLM
 
         own = dict(self.model.named_parameters())
-        if hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "get_base_model"):
             saved = {n: t for n, t in extra.items() if not n.startswith("value_head.")}
         else:
             saved = dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters())
@@ -297,7 +297,7 @@ class CausalLM:
     def save(self, folder: Path) -> None:
         """Write the model in Hugging Face format (adapters merged)."""
         model = self.model
-        if hasattr(model, "peft_config"):
+        if hasattr(model, "get_base_model"):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -33,8 +33,10 @@ def supported(model: nn.Module) -> bool:
 
 def backbone(model: Any) -> Any:
     """The decoder under the language-model head, whether or not adapters are wrapped around it."""
+    if hasattr(model, "get_base_model"):  # adapters (peft)
+        model = model.get_base_model()
     while not hasattr(model, "embed_tokens"):
-        model = model.base_model.model if hasattr(model, "peft_config") else model.model
+        model = model.model
     return model
 
 
