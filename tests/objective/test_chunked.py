@@ -199,6 +199,6 @@ def test_peak_memory_is_a_third_of_the_plain_implementations():
 
 @pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_vocabulary():
-    """Beyond the output matrix and its gradient; plainly made logits would take four times as much."""
-    small, large = _peak("chunked", 2048, 12288), _peak("chunked", 2048, 49152)
-    assert large <= 1.25 * small, (small, large)
+    """Beyond the output matrix's gradient. Both make several full chunks; logits made at once would double."""
+    small, large = _peak("chunked", 4096, 12288), _peak("chunked", 4096, 24576)
+    assert large <= 1.1 * small, (small, large)
