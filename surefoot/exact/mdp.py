@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import breadth_first_order
 from scipy.sparse.linalg import bicgstab, splu
 
 from surefoot.errors import InputError
-from surefoot.exact.operators import GREEDY, Choice, Fixed, Greedy, Soft, States, Table
+from surefoot.exact.operators import GREEDY, Choice, Fixed, Soft, States, Table
 
 NextState = Callable[[States], Table]
 DIRECT = 2000  # states up to which a sparse system is factorised at once; random graphs fill in badly beyond
@@ -106,10 +106,8 @@ class MDP:
         """`P_pi` [S, S]: chances of the next state under a policy."""
         if not sparse.issparse(self.P):
             return np.einsum("sa,sat->st", policy, self.P)
-        entries = np.arange(self.states * self.actions)
-        pick = sparse.csr_matrix((np.asarray(policy, float).ravel(), entries,
-                                  np.arange(self.states + 1) * self.actions), (self.states, len(entries)))
-        pick.eliminate_zeros()
+        s, a = np.nonzero(policy)
+        pick = sparse.csr_matrix((policy[s, a], (s, s * self.actions + a)), (self.states, self.P.shape[0]))
         return pick @ self.P
 
     def reachable(self, allowed: Bool[np.ndarray, "s a"] | None = None) -> Bool[np.ndarray, "s"]:
@@ -193,21 +191,25 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, choose: Choice = GREEDY, next_
                      "expected gamma below 1, or an end to every trajectory")
 
 
-def policy_iteration(mdp: MDP, choose: Choice = GREEDY, max_iterations: int = 1000) -> Solution:
+def policy_iteration(mdp: MDP, choose: Choice = GREEDY, depth: int = 50, max_iterations: int = 1000) -> Solution:
     """Howard's method, to rounding: evaluate, improve, until no state improves. With `Soft`, soft policy iteration.
 
-    It is Newton's method on the Bellman equation (Puterman 6.4). A state keeps its actions while they are as good, so
-    that ties do not make it wander.
+    At depth 1 it is Newton's method on the Bellman equation (Puterman 6.4). The improved policy looks `depth` steps
+    ahead, which no policy loses by (Efroni et al. 2018, arXiv 1802.03654) and a backup costs far less than a solve:
+    where rewards are far away, depth 1 carries news of them one state a solve. A state keeps its actions while they
+    are as good, so that ties do not make it wander.
     """
     policy = choose.policy(mdp.R)
     for iteration in range(1, max_iterations + 1):
         V, Q = evaluate(mdp, policy, choose)
         best = choose.value(Q)
-        improvement = best - V
-        better = improvement > 1e-12 * max(1.0, np.abs(V).max())
-        if not better.any():
-            error = max(0.0, improvement.max()) / (1 - mdp.gamma) if mdp.gamma < 1 else np.inf
+        improvement, tol = float((best - V).max()), 1e-12 * max(1.0, np.abs(V).max())
+        if improvement <= tol:
+            error = max(0.0, improvement) / (1 - mdp.gamma) if mdp.gamma < 1 else np.inf
             return Solution(Q, best, choose.policy(Q), iteration, error)
+        for _ in range(depth - 1):
+            Q = mdp.backup(Q, choose)
+        better = choose.value(Q) - Fixed(policy, choose).value(Q) > tol
         policy = np.where(better[:, None], choose.policy(Q), policy)
     raise InputError(f"policy iteration: not settled after {max_iterations} policies")
 
@@ -394,25 +396,13 @@ def _solve_ending(mdp: MDP, policy: Table, b: States, transposed: bool) -> State
 
 def _solve_sparse(system: sparse.csr_matrix, b: States) -> States:
     if len(b) > DIRECT:
-        # Relative to the largest entry; the residual divided by 1 - gamma bounds the error.
-        target = 1e-14 * max(np.abs(b).max(), np.finfo(float).tiny)
         x = np.zeros(len(b))
-        for _ in range(4):
+        for _ in range(6):
             residual = b - system @ x
-            if np.abs(residual).max() <= target:
+            if np.abs(residual).max() <= 4e-15 * max(np.abs(b).max(), np.abs(x).max()):
                 return x
             correction, failed = bicgstab(system, residual, rtol=1e-8, maxiter=100)
             if failed:
                 break
             x = x + correction
-        if np.abs(b - system @ x).max() <= 100 * target:
-            return x
     return splu(sparse.csc_matrix(system)).solve(b)
-
-
-__all__ = [
-    "GREEDY", "MDP", "Choice", "Fixed", "FiniteHorizon", "Greedy", "Soft", "Solution", "backward_induction", "evaluate",
-    "evaluate_finite", "gaps", "inverse_bellman", "occupancy", "occupancy_finite", "optimal_actions", "performance",
-    "performance_difference", "policy_iteration", "soft_evaluate", "soft_value_iteration", "uniform_policy",
-    "value_iteration",
-]
