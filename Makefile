@@ -14,7 +14,7 @@ test: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # torch comes first and by its pinned version, so that nothing later picks another build of it.
 $(VENV)/.core: pyproject.toml constraints.txt
