@@ -98,13 +98,12 @@ def test_the_module_runs_as_the_command(tmp_path, capsys, monkeypatch):
 
 def test_it_attempts_at_least_six_datasets():
     """Some samples are right on each; which share is in the model card."""
-    from surefoot import tasks
     from surefoot.evaluation.evaluate import sample_heldout
     from surefoot.rollout.native import Sampling
 
     policy = CausalLM.load("pebble")
     able = 0
     for spec in TASKS:
-        batches = sample_heldout(policy, tasks.load(spec), 12, 8, 0, Sampling(max_new_tokens=96))
+        batches = sample_heldout(policy, ReasoningGym(spec, heldout=12), 12, 8, 0, Sampling(max_new_tokens=96))
         able += any(b.correct.any() for b in batches)
     assert able >= 6
