@@ -11,7 +11,7 @@ from pathlib import Path
 
 from surefoot.errors import InputError, SurefootError, nearest
 
-# Threads that wait by spinning lose most of a core as soon as another process runs; libgomp reads this when torch loads.
+# Threads that wait by spinning cost most of a core once another process runs; libgomp reads this when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 VERBS = tuple(sorted(p.stem for p in Path(__file__).parent.glob("[!_]*.py")))
