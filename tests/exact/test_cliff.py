@@ -5,10 +5,10 @@ import pytest
 from numpy.testing import assert_allclose
 from pytest import approx
 from scipy import sparse
-from surefoot.exact.mdp import MDP
 
 from surefoot.errors import InputError
 from surefoot.exact import cliff
+from surefoot.exact.mdp import MDP
 from surefoot.stability.tables import gridworld
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from pytest import approx
-from surefoot.exact.mdp import MDP
 
 from surefoot.claims.policy_cliff import CLAIM, Cell, verdict
 from surefoot.exact import cliff
+from surefoot.exact.mdp import MDP
 from surefoot.stability.harness import Control, Objective, Tree, sample, train_exact
 
 
