@@ -229,13 +229,13 @@ def soft_value_iteration(mdp: MDP, alpha: float, reference: Table | None = None,
 
 
 def evaluate(mdp: MDP, policy: Table, under: Choice = GREEDY) -> tuple[States, Table]:
-    """`V^pi` and `Q^pi`, by a linear solve: `V = (I - gamma P_pi)^-1 (sum_a pi R + bonus)`, `Q = R + gamma P V`.
+    """`V^pi` and `Q^pi`, by a linear solve: `V = (I - gamma P_pi)^-1 sum_a pi (R + bonus)`, `Q = R + gamma P V`.
 
     Args:
-        under: whose bonus counts: none (`Greedy`), or that of `Soft`. Then `V = sum_a pi Q + bonus`.
+        under: whose bonus counts: none (`Greedy`), or that of `Soft`. Then `V = sum_a pi (Q + bonus)`.
     """
     policy = np.asarray(policy, float)
-    V = _solve(mdp, policy, (policy * mdp.R).sum(1) + under.bonus(policy))
+    V = _solve(mdp, policy, (policy * (mdp.R + under.bonus(policy))).sum(1))
     return V, mdp.lookahead(V)
 
 

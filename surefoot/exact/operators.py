@@ -20,8 +20,8 @@ Table = Float[np.ndarray, "s a"]
 States = Float[np.ndarray, "s"]
 
 
-def log_mean_exp(x: np.ndarray, temperature: float, log_weights: np.ndarray | float = 0.0, axis: int = -1
-                 ) -> np.ndarray:
+def log_mean_exp(x: np.ndarray, temperature: float | np.ndarray, log_weights: np.ndarray | float = 0.0,
+                 axis: int = -1) -> np.ndarray:
     """`t log sum_i w_i exp(x_i / t)` along an axis: one function for soft maxima (t > 0) and soft minima (t < 0).
 
     With weights that sum to 1 it is the KL-regularised best case `max_p E_p[x] - t KL(p | w)`, and at `t = -lambda` the
@@ -29,17 +29,17 @@ def log_mean_exp(x: np.ndarray, temperature: float, log_weights: np.ndarray | fl
     entropy.
 
     Args:
-        temperature: not 0; infinite ones give the weighted mean.
+        temperature: not 0; an infinite number gives the weighted mean. An array keeps the reduced axis, as x does.
         log_weights: broadcasts against x; -inf where a weight is 0.
 
     >>> round(float(log_mean_exp(np.array([0, .2, 1]), -.1, np.log([.1, .3, .6]))), 7)
     0.1961638
     """
-    if np.isinf(temperature):
+    if np.ndim(temperature) == 0 and np.isinf(temperature):
         return np.where(np.isneginf(log_weights), 0.0, np.exp(log_weights) * x).sum(axis)
     z = x / temperature + log_weights
     top = z.max(axis, keepdims=True)
-    return temperature * (np.log(np.exp(z - top).sum(axis)) + top.squeeze(axis))
+    return (temperature * (np.log(np.exp(z - top).sum(axis, keepdims=True)) + top)).squeeze(axis)
 
 
 def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -55,16 +55,16 @@ def log_or_minus_inf(p: np.ndarray) -> np.ndarray:
 
 
 class Choice(Protocol):
-    """How an action is chosen: the value of a state, the policy that attains it, and what that policy earns by itself.
+    """How an action is chosen: the value of a state, the policy that attains it, and what a policy earns by itself.
 
-    For every policy `value(Q) >= sum_a policy Q + bonus(policy)`, with equality at `policy(Q)`.
+    For every policy `value(Q) >= sum_a policy (Q + bonus(policy))`, with equality at `policy(Q)`.
     """
 
     def value(self, Q: Table) -> States: ...
 
     def policy(self, Q: Table) -> Table: ...
 
-    def bonus(self, policy: Table) -> States: ...
+    def bonus(self, policy: Table) -> Table: ...
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Greedy:
     def policy(self, Q: Table) -> Table:
         return np.eye(Q.shape[-1])[Q.argmax(-1)]
 
-    def bonus(self, policy: Table) -> States:
-        return np.zeros(policy.shape[:-1])
+    def bonus(self, policy: Table) -> Table:
+        return np.zeros(policy.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,8 @@ class Soft:
     def policy(self, Q: Table) -> Table:
         return softmax(Q / self.alpha + self.log_weights)
 
-    def bonus(self, policy: Table) -> States:
-        return -self.alpha * relative_entropy(policy, self.log_weights)
+    def bonus(self, policy: Table) -> Table:
+        return -self.alpha * log_ratio(policy, self.log_weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,20 +119,19 @@ class Fixed:
     under: Choice = Greedy()
 
     def value(self, Q: Table) -> States:
-        return (self.table * np.where(self.table > 0, Q, 0.0)).sum(-1) + self.under.bonus(self.table)
+        return (self.table * np.where(self.table > 0, Q + self.under.bonus(self.table), 0.0)).sum(-1)
 
     def policy(self, Q: Table) -> Table:
         return self.table
 
-    def bonus(self, policy: Table) -> States:
+    def bonus(self, policy: Table) -> Table:
         return self.under.bonus(policy)
 
 
 GREEDY = Greedy()
 
 
-def relative_entropy(policy: np.ndarray, log_weights: np.ndarray | float = 0.0) -> np.ndarray:
-    """`sum_a p (log p - log w)`: KL to weights that sum to 1, minus the entropy with weights 1; 0 log 0 = 0."""
-    used = policy > 0
-    ratio = np.log(np.where(used, policy, 1.0)) - np.where(used, log_weights, 0.0)
-    return (policy * ratio).sum(-1)
+def log_ratio(p: np.ndarray, log_weights: np.ndarray | float = 0.0) -> np.ndarray:
+    """`log p - log w`, 0 where p is 0. Its mean under p is a KL where w is a distribution, minus the entropy at 1."""
+    used = p > 0
+    return np.log(np.where(used, p, 1.0)) - np.where(used, log_weights, 0.0)

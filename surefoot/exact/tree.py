@@ -18,7 +18,7 @@ from scipy import sparse
 
 from surefoot.errors import InputError
 from surefoot.exact.mdp import MDP
-from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, softmax
+from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, log_ratio, softmax
 
 Nodes = Float[np.ndarray, "n v"]
 Leaves = Float[np.ndarray, "l"]
@@ -165,10 +165,7 @@ class TokenTree:
     def _payoff(self, log_p: Leaves, beta: float) -> Leaves:
         if beta == 0:
             return self.leaf_reward
-        # A leaf that the policy never takes counts for nothing, whatever its log-ratio.
-        taken = np.isfinite(log_p)
-        ratio = np.where(taken, log_p, 0.0) - np.where(taken, log_or_minus_inf(self.reference), 0.0)
-        return self.leaf_reward - beta * ratio
+        return self.leaf_reward - beta * log_ratio(np.exp(log_p), log_or_minus_inf(self.reference))
 
     def as_mdp(self, gamma: float = 1.0) -> MDP:
         """Prefixes as states, tokens as actions, and one end, the last state; the reward comes with the last token."""
