@@ -183,7 +183,7 @@ def noise_contrast(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> 
 def binary(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"], shift: float | Tensor = 0.0):
     """BCO (arXiv 2404.04656): a classifier of each response, `-log s(w - d) - log s(d - l)`.
 
-    `shift` d is, in the paper, a running mean of all scores.
+    `shift` d is, in the paper, a running mean of all scores; TRL's `bco_pair` leaves it out (d = 0).
     """
     return F.softplus(shift - chosen) + F.softplus(rejected - shift)
 
@@ -363,7 +363,10 @@ class RobustLogistic(Part):
 
 @dataclass(frozen=True)
 class Square(Part):
-    """`square(m, 1 / (2 tau))`."""
+    """`square(m, 1 / (2 tau))`.
+
+    TRL divides scores by the response's length first, which the paper does not say: `LogRatio(mean=True)` does too.
+    """
 
     tau: float = 0.1
 
@@ -487,6 +490,8 @@ class Preference(Part):
 @dataclass(frozen=True)
 class ChosenLikelihood(Part):
     """Regularizer: `-coef` times the mean log-probability of the pair's chosen response, on both rows (CPO, ORPO, RPO).
+
+    TRL's `sft` term is the mean over all chosen tokens of the batch instead: equal where lengths are.
 
     Attributes:
         mean: per token; otherwise of the whole response.
