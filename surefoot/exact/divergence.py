@@ -2,7 +2,7 @@
 
 An f-divergence is `D(p | q) = sum_i q_i f(p_i / q_i)`, f convex, `f(1) = 0` (Csiszar 1967). Its regularised optimum on
 the support of q is `p = q max(0, (f')^-1((r - lambda) / beta))` with the one lambda that makes it sum to 1: by closed
-form where there is one, by bisection otherwise. Distributions lie along the last axis; leading axes are batches.
+form where there is one, by a bracketed root otherwise. Distributions lie along the last axis; leading axes are batches.
 Turned round (`r = -V`) the same optimum is nature's worst next state: see `robust`.
 Sources: arXiv 2205.11275 (KL); Belousov and Peters, arXiv 1907.04214 (alpha-divergences); arXiv 2411.18612 (robust).
 """
@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 
 from surefoot.errors import InputError
 from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, softmax
+from surefoot.exact.roots import bracketed_root
 
 Dist = Float[np.ndarray, "*batch a"]
 Numbers = Float[np.ndarray, "*batch"]
@@ -56,12 +57,12 @@ class Divergence:
         best = r.max(-1, keepdims=True)
         below = (best - r) / beta
         heaviest = np.where(r == best, q, 0.0).max(-1, keepdims=True)
-        low, high = np.broadcast_to(self.slope(np.float64(1.0)), best.shape), self.slope(1 / heaviest)
-        for _ in range(100):
-            middle = (low + high) / 2
-            enough = self._weigh(q, middle - below).sum(-1, keepdims=True) >= 1
-            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-        p = self._weigh(q, high - below)
+
+        def excess(c: np.ndarray) -> np.ndarray:
+            return self._weigh(q, c - below).sum(-1, keepdims=True) - 1
+
+        low = np.broadcast_to(self.slope(np.float64(1.0)), best.shape)
+        p = self._weigh(q, bracketed_root(excess, low, self.slope(1 / heaviest)) - below)
         return p / p.sum(-1, keepdims=True)
 
     def best_value(self, q: Dist, r: Dist, beta: float | np.ndarray) -> Numbers:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.optimize import linprog
 
 from surefoot.errors import InputError
-from surefoot.exact.mdp import MDP, value_iteration
+from surefoot.exact.mdp import MDP, fixed_point, value_iteration
 from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, softmax
 
 Matrix = Float[np.ndarray, "m n"]
@@ -206,15 +206,13 @@ def shapley(game: MarkovGame, tol: float = 1e-9, alpha: float = 0.0) -> MarkovEq
     Args:
         alpha: above 0, quantal responses (entropy bonuses of both players) take the place of Nash.
     """
-    V = np.zeros(len(game.R))
-    while True:
-        stage = game.R + game.gamma * game.P @ V
-        played = [quantal_response(A, alpha) if alpha > 0 else nash(A) for A in stage]
-        new = np.array([e.value for e in played])
-        error = game.gamma / (1 - game.gamma) * float(np.abs(new - V).max())
-        V = new
-        if error <= tol:
-            return MarkovEquilibrium(np.array([e.x for e in played]), np.array([e.y for e in played]), V, error)
+    def play(V: Float[np.ndarray, "s"]) -> list[Equilibrium]:
+        return [quantal_response(A, alpha) if alpha > 0 else nash(A) for A in game.R + game.gamma * game.P @ V]
+
+    V, _, error = fixed_point(lambda V: np.array([e.value for e in play(V)]), np.zeros(len(game.R)), game.gamma, tol)
+    played = play(V)
+    return MarkovEquilibrium(np.array([e.x for e in played]), np.array([e.y for e in played]),
+                             np.array([e.value for e in played]), error)
 
 
 def markov_exploitability(game: MarkovGame, x: Float[np.ndarray, "s m"], y: Float[np.ndarray, "s n"]) -> float:

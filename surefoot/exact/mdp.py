@@ -171,13 +171,27 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, choose: Choice = GREEDY, next_
     >>> value_iteration(chain).V
     array([3., 4.])
     """
-    V = np.zeros(mdp.states)
+    def backup(V: States) -> States:
+        return choose.value(mdp.lookahead(V, next_state))
+
+    V, iterations, error = fixed_point(backup, np.zeros(mdp.states), mdp.gamma, tol, max_iterations)
+    Q = mdp.lookahead(V, next_state)
+    return Solution(Q, choose.value(Q), choose.policy(Q), iterations, error)
+
+
+def fixed_point(backup: Callable[[States], States], V: States, gamma: float, tol: float, max_iterations: int = 1_000_000
+                ) -> tuple[States, int, float]:
+    """V with `backup(V) = V`, the number of backups, and a bound on its error; see `value_iteration` for the bound.
+
+    Args:
+        backup: monotone, with `backup(V + c) = backup(V) + gamma c`.
+    """
     for iteration in range(1, max_iterations + 1):
-        new = choose.value(mdp.lookahead(V, next_state))
-        step = new - V
-        V, low, high = new, step.min(), step.max()
-        if mdp.gamma < 1:
-            reach = mdp.gamma / (1 - mdp.gamma)
+        new = backup(V)
+        low, high = float((new - V).min()), float((new - V).max())
+        V = new
+        if gamma < 1:
+            reach = gamma / (1 - gamma)
             shift, error = reach * (high + low) / 2, reach * (high - low) / 2
             # Past this the spread is rounding, and no further backup shrinks it.
             settled = high - low <= 4 * np.finfo(float).eps * max(1.0, np.abs(V).max())
@@ -185,8 +199,7 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, choose: Choice = GREEDY, next_
             shift, error = 0.0, 0.0 if high == low == 0 else np.inf
             settled = max(-low, high) <= tol
         if error <= tol or settled:
-            Q = mdp.lookahead(V + shift, next_state)
-            return Solution(Q, choose.value(Q), choose.policy(Q), iteration, error)
+            return V + shift, iteration, error
     raise InputError(f"value iteration: no convergence in {max_iterations} backups; "
                      "expected gamma below 1, or an end to every trajectory")
 

@@ -27,6 +27,7 @@ from surefoot.errors import InputError
 from surefoot.exact.divergence import KL, TV, Divergence
 from surefoot.exact.mdp import MDP, Solution, value_iteration
 from surefoot.exact.operators import GREEDY, Choice, States, Table
+from surefoot.exact.roots import bracketed_root
 
 Rows = Float[np.ndarray, "sa k"]
 
@@ -117,8 +118,8 @@ class Ball:
     """`min E_p[V]` over `D(p | P) <= radius`, p on the support of P; for total variation see `TVBall`.
 
     By duality `max_price>=0 penalised(price) - price radius`. The best price is where the penalised optimum is as far
-    from P as it may be, found by bisection for all rows at once: that distance falls as the price rises, and no price
-    above `(E[V] - min V) / radius` can be best. Where even the worst support is within the radius, the price goes to 0.
+    from P as it may be, found for all rows at once: that distance falls as the price rises, and no price above
+    `(E[V] - min V) / radius` can be best. Where even the worst support is within the radius, the price goes to 0.
     """
 
     def __init__(self, mdp: MDP, radius: float, divergence: Divergence = KL):
@@ -141,12 +142,11 @@ class Ball:
         width = ((p * values).sum(1, keepdims=True) - values.min(1, keepdims=True)) / self.radius
         # Rows without spread are worth the same at any price; tiny spreads are rounding.
         high = np.where(width > 1e-14 * max(1.0, np.abs(V).max()), width, 1.0)
-        low = np.zeros_like(high)
-        for _ in range(60):
-            middle = (low + high) / 2
-            far = (self.divergence(self.divergence.optimum(p, -values, middle), p) > self.radius)[:, None]
-            low, high = np.where(far, middle, low), np.where(far, high, middle)
-        return high
+
+        def room(price: Float[np.ndarray, "sa 1"]) -> Float[np.ndarray, "sa 1"]:
+            return self.radius - self.divergence(self.divergence.optimum(p, -values, price), p)[:, None]
+
+        return bracketed_root(room, 1e-12 * high, high)
 
 
 class PenalisedTV:
