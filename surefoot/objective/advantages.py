@@ -1,6 +1,6 @@
-"""Credit: how much better a trajectory, or a step, was than expected.
+"""Advantages of whole trajectories: how much better one was than expected. (`credit` has those of steps and turns.)
 
-Functions take rewards [n] (or step rewards [n t]) and return advantages; parts spread them over the steps that train.
+Functions take rewards [n] and return advantages [n]; parts spread them over the steps that train.
 Which of them give unbiased policy gradients is stated here and checked by enumeration in tests/objective.
 """
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from surefoot.errors import InputError
 from surefoot.objective.groups import (
     Statistic,
     batch_mean,
@@ -56,41 +57,6 @@ def group_centred(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[
 def leave_one_out(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
     """`r_i - mean of the others` (RLOO, arXiv 2402.14740, eq. 8): unbiased; 0 for a trajectory alone in its group."""
     return relative(reward, group, leave_one_out_mean)
-
-
-def gae(
-    reward: Float[Tensor, "n t"],
-    value: Float[Tensor, "n t"],
-    mask: Bool[Tensor, "n t"],
-    gamma: float = 1.0,
-    lam: float = 1.0,
-) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
-    """Generalised advantage estimation (arXiv 1506.02438, eq. 16): advantages and value targets, 0 off the mask.
-
-    Steps off the mask (tool output, padding) are skipped: the next chosen step is the successor. The trajectory
-    ends after its last chosen step, with value 0.
-
-    >>> one = torch.ones(1, 3, dtype=torch.bool)
-    >>> gae(torch.tensor([[0., 0., 1.]]), torch.tensor([[.5, .5, .5]]), one, lam=0.5)[0]
-    tensor([[0.1250, 0.2500, 0.5000]])
-    """
-    advantage = torch.zeros_like(value)
-    next_value = value.new_zeros(len(value))
-    running = value.new_zeros(len(value))
-    for t in reversed(range(value.shape[1])):
-        here = mask[:, t]
-        delta = reward[:, t] + gamma * next_value - value[:, t]
-        step = delta + gamma * lam * running
-        running = step.where(here, running)
-        next_value = value[:, t].where(here, next_value)
-        advantage[:, t] = step.where(here, 0.0)
-    return advantage, (advantage + value).where(mask, 0.0)
-
-
-def reward_at_last_step(reward: Float[Tensor, "n"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
-    """The trajectory's reward on its last chosen step, 0 elsewhere."""
-    remaining = mask.flip(1).cumsum(1).flip(1)
-    return reward[:, None] * (mask & (remaining == 1)).to(reward.dtype)
 
 
 def whiten(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], eps: float = 1e-8) -> Float[Tensor, "n t"]:
@@ -143,61 +109,59 @@ def _choose_ratio(m: Tensor, n: Tensor, k: int) -> Tensor:
     return ratio
 
 
-def optimal_token_baseline(
-    to_go: Float[Tensor, "n t"],
-    energy: Float[Tensor, "n t"],
-    mask: Bool[Tensor, "n t"],
-    group: Int[Tensor, "n"],
-) -> Float[Tensor, "n t"]:
-    """`B_t = E[W_t G_t] / E[W_t]` over the group, W_t the squared score norm gathered up to t (as in verl's OTB).
-
-    Args:
-        energy: each step's squared score norm, `1 - 2 pi(a) + sum pi^2` for a softmax's logits.
-    """
-    weight = energy.where(mask, 0.0).cumsum(1) * mask
-    size = int(group.max()) + 1
-    top = weight.new_zeros(size, weight.shape[1]).index_add(0, group, weight * to_go)
-    low = weight.new_zeros(size, weight.shape[1]).index_add(0, group, weight)
-    return (top / low.clamp_min(1e-12))[group] * mask
+def even(p: Tensor) -> Tensor:
+    """Weight 1: every prompt counts as its expected reward does (Dr. GRPO)."""
+    return torch.ones_like(p)
 
 
-def reward_to_go(step_reward: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], gamma: float = 1.0) -> Tensor:
-    """`G_t = sum_{s >= t} gamma^(s - t) r_s` over the chosen steps; rewards off the mask count for the step before."""
-    out, running = torch.zeros_like(step_reward), step_reward.new_zeros(len(step_reward))
-    for t in reversed(range(step_reward.shape[1])):
-        running = torch.where(mask[:, t], step_reward[:, t] + gamma * running, step_reward[:, t] + running)
-        out[:, t] = running.where(mask[:, t], 0.0)
-    return out
+def inverse_deviation(p: Tensor) -> Tensor:
+    """`1 / sqrt(p (1 - p))`: GRPO's, which favours prompts that are nearly always, or nearly never, solved."""
+    return (p * (1 - p)).rsqrt()
 
 
-def shaped(
-    step_reward: Float[Tensor, "n t"], potential: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], gamma: float = 1.0
-) -> Float[Tensor, "n t"]:
-    """`r + gamma Phi(s') - Phi(s)` (Ng, Harada, Russell 1999): leaves the optimal policy as it is.
-
-    `potential` is that of the state before each step; after the last chosen step it is 0.
-    """
-    after = torch.zeros_like(potential)
-    following = potential.new_zeros(len(potential))
-    for t in reversed(range(potential.shape[1])):
-        after[:, t] = following
-        following = potential[:, t].where(mask[:, t], following)
-    return (step_reward + gamma * after - potential).where(mask, 0.0)
+def inverse_success(p: Tensor) -> Tensor:
+    """`1 / p`: the gradient of `log p`, so that hard prompts count as their relative gain (maximum likelihood)."""
+    return 1 / p
 
 
-def success_weighted(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], weight: Callable[[Tensor], Tensor]) -> Tensor:
-    """`w(p) (r - p)` with p the group's mean reward: Dr. GRPO has w = 1, GRPO w = 1/sqrt(p (1 - p)) (binary rewards).
+def success_weighted(
+    reward: Float[Tensor, "n"], group: Int[Tensor, "n"], weight: Callable[[Tensor], Tensor] = inverse_deviation
+) -> Float[Tensor, "n"]:
+    """`w(p) (r - p)` with p the group's mean of binary rewards: one family, in which w says which difficulty counts.
 
-    One family under many names: the weight says which difficulty a method cares for.
+    Groups without contrast get 0, whatever w says there.
+
+    >>> success_weighted(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long), inverse_success)
+    tensor([ 3., -1., -1., -1.])
     """
     p = group_mean(reward, group)
-    return weight(p) * (reward - p)
+    gap = working(reward) - p
+    return (weight(p) * gap).where(gap != 0, 0.0)
 
 
-def pairwise(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], kernel: Callable[[Tensor], Tensor]) -> Tensor:
-    """`(1/G) sum_j kernel(r_i - r_j)` over the group; the identity kernel is the centred reward."""
+def identity(gap: Tensor) -> Tensor:
+    """The gap itself: `pairwise` is then the centred reward."""
+    return gap
+
+
+def win_rate(gap: Tensor) -> Tensor:
+    """`sign(gap) / 2`: `pairwise` is then the share of the group that a trajectory beats, centred; ties count half.
+
+    Only the order of the rewards counts, whatever their scale.
+    """
+    return gap.sign() / 2
+
+
+def pairwise(
+    reward: Float[Tensor, "n"], group: Int[Tensor, "n"], kernel: Callable[[Tensor], Tensor] = win_rate
+) -> Float[Tensor, "n"]:
+    """`(1/G) sum_j kernel(r_i - r_j)` over the group. For odd kernels the group's sum is 0.
+
+    >>> pairwise(torch.tensor([5.0, 1.0, 1.0, 0.0]), torch.zeros(4, dtype=torch.long))
+    tensor([ 0.3750,  0.0000,  0.0000, -0.3750])
+    """
     same = group[:, None] == group[None]
-    gaps = kernel(reward[:, None] - reward[None])
+    gaps = kernel(working(reward)[:, None] - working(reward)[None])
     return gaps.where(same, 0.0).sum(1) / same.sum(1)
 
 
@@ -276,22 +240,6 @@ class Reinforce(Part):
 
 
 @dataclass(frozen=True)
-class GAE(Part):
-    """Generalised advantage estimation from a critic, whitened over the batch (`gae`, `whiten`)."""
-
-    gamma: float = 1.0
-    lam: float = 0.95
-    whitened: bool = True
-    reads = ("reward", "old_value", "mask")
-    adds = ("returns",)
-
-    def __call__(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        paid = reward_at_last_step(rollouts.reward, rollouts.mask)
-        advantage, returns = gae(paid, rollouts.old_value, rollouts.mask, self.gamma, self.lam)
-        return {"advantage": whiten(advantage, rollouts.mask) if self.whitened else advantage, "returns": returns}
-
-
-@dataclass(frozen=True)
 class BatchNormalized(Part):
     """Group mean, batch deviation (LitePPO, arXiv 2508.08221): easy groups do not blow up a tiny deviation."""
 
@@ -318,6 +266,9 @@ class ReinforcePlusPlus(Part):
         return whiten(spread(reward, rollouts.mask), rollouts.mask)
 
 
+REINFORCE_PLUS_PLUS_BASELINE = ReinforcePlusPlus(group_baseline=True)
+
+
 @dataclass(frozen=True)
 class ReMax(Part):
     """Reward minus that of a greedy trajectory of the same prompt (arXiv 2310.10505, eq. 5)."""
@@ -341,7 +292,10 @@ class OPO(Part):
 
 @dataclass(frozen=True)
 class GPG(Part):
-    """Centred rewards, scaled up by the share of groups that have a signal (GPG, arXiv 2504.02546, eq. 8)."""
+    """Centred rewards, times the batch over its trajectories in groups with a signal (GPG, arXiv 2504.02546, eq. 8).
+
+    verl counts the trajectories whose reward is not 0 instead: prompts that are always solved then count as signal.
+    """
 
     reads = ("reward", "group", "mask")
 
@@ -352,13 +306,45 @@ class GPG(Part):
 
 
 @dataclass(frozen=True)
+class SuccessWeighted(Part):
+    """`success_weighted`: `inverse_deviation` is GRPO's for binary rewards, `even` Dr. GRPO's, `inverse_success`
+    maximum likelihood's."""
+
+    weight: Callable[[Tensor], Tensor] = inverse_deviation
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        return spread(success_weighted(rollouts.reward, rollouts.group, self.weight), rollouts.mask)
+
+
+@dataclass(frozen=True)
+class Pairwise(Part):
+    """`pairwise` comparisons within the group through an odd kernel: `win_rate`, `identity`, `torch.tanh`."""
+
+    kernel: Callable[[Tensor], Tensor] = win_rate
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        return spread(pairwise(rollouts.reward, rollouts.group, self.kernel), rollouts.mask)
+
+
+@dataclass(frozen=True)
 class PassAtK(Part):
-    """Credit for pass@k instead of pass@1, normalised (`pass_at_k_normalized`); rewards above 1/2 count as right."""
+    """Credit for pass@k instead of pass@1, normalised (`pass_at_k_normalized`); rewards above 1/2 count as right.
+
+    Raises:
+        InputError: a group smaller than k.
+    """
 
     k: int = 4
     reads = ("reward", "group", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        smallest = int(group_count(rollouts.group).min()) if len(rollouts) else self.k
+        if smallest < self.k:
+            raise InputError(
+                f"advantage (PassAtK): a group of {smallest} trajectories, expected at least k = {self.k} a prompt"
+            )
         return spread(pass_at_k_normalized(rollouts.reward > 0.5, rollouts.group, self.k), rollouts.mask)
 
 
@@ -366,7 +352,8 @@ class PassAtK(Part):
 class GDPO(Part):
     """Each named reward normalised in its group by itself, summed, then normalised over the batch (arXiv 2601.05242).
 
-    Summing first, as GRPO does, lets the reward with the largest spread decide.
+    Summing first, as GRPO does, lets the reward with the largest spread decide. The last normalisation is over
+    trajectories; verl's is over tokens, where long ones count more, and it leaves a reward alone in its group raw.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -380,26 +367,3 @@ class GDPO(Part):
         ]
         total = torch.stack(parts).sum(0)
         return spread(relative(total, rollouts.group, batch_mean, batch_std, self.eps), rollouts.mask)
-
-
-@dataclass(frozen=True)
-class TurnLevel(Part):
-    """Discounted reward-to-go of each step, normalised against the group's steps of the same turn.
-
-    Reads step rewards; the trajectory's own reward is paid at its last step.
-    """
-
-    gamma: float = 1.0
-    eps: float = 1e-4
-    reads = ("reward", "step_reward", "group", "turn", "mask")
-
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        paid = rollouts.step_reward + reward_at_last_step(rollouts.reward, rollouts.mask)
-        to_go = reward_to_go(paid, rollouts.mask, self.gamma)
-        n, t = to_go.shape
-        turns = int(rollouts.turn.max()) + 1
-        key = rollouts.group[:, None] * turns + rollouts.turn.clamp_min(0)
-        flat, keys = to_go[rollouts.mask], key[rollouts.mask]
-        out = working(to_go).new_zeros(n, t)
-        out[rollouts.mask] = relative(flat, keys, group_mean, group_std, self.eps)
-        return out

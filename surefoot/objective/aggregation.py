@@ -24,7 +24,11 @@ def here(count: Tensor) -> Tensor:
 
 
 def token_mean(mask: Bool[Tensor, "n t"], total: Total = here) -> Float[Tensor, "n t"]:
-    """Every step weighs the same: `1 / sum of mask` (DAPO, arXiv 2503.14476, eq. 12)."""
+    """Every step weighs the same: `1 / sum of mask` (DAPO, arXiv 2503.14476, eq. 12).
+
+    >>> token_mean(torch.tensor([[True, True], [True, False]])).sum(1)
+    tensor([0.6667, 0.3333])
+    """
     weights = mask.float()
     return weights / total(weights.sum()).clamp_min(1)
 
@@ -33,6 +37,10 @@ def sequence_mean(mask: Bool[Tensor, "n t"], total: Total = here) -> Float[Tenso
     """Every trajectory weighs the same, its steps share that: `1 / (N |o_i|)` (GRPO, arXiv 2402.03300, eq. 3).
 
     N counts all trajectories of the batch, also those without a step that trains.
+
+    >>> sequence_mean(torch.tensor([[True, True], [True, False]]))
+    tensor([[0.2500, 0.2500],
+            [0.5000, 0.0000]])
     """
     weights = mask.float()
     rows = total(weights.new_tensor(float(len(weights))))

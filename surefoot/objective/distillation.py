@@ -19,11 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from surefoot.objective.advantages import reward_to_go
-from surefoot.objective.divergences import FORWARD_KL, REVERSE_KL, Generator, f_divergence, skewed_js, with_tail
+from surefoot.objective.credit import reward_to_go
+from surefoot.objective.divergences import FORWARD_KL, REVERSE_KL, FullDivergence, Generator, skewed_js
 from surefoot.objective.groups import working
 from surefoot.objective.ratios import anchored
 from surefoot.parts import Part
@@ -40,34 +40,6 @@ def generalized_js(beta: float) -> Generator:
     if beta == 0:
         return FORWARD_KL
     return REVERSE_KL if beta == 1 else skewed_js(1 - beta)
-
-
-def tempered(logp: Float[Tensor, "*s v"], temperature: float) -> Float[Tensor, "*s v"]:
-    """Log-probabilities of `softmax(logp / temperature)`; the constant between logits and log-probabilities cancels."""
-    return (working(logp) / temperature).log_softmax(-1)
-
-
-def top_k_divergence(
-    student: Float[Tensor, "*s v"],
-    teacher_top: Float[Tensor, "*s k"],
-    kept: Int[Tensor, "*s k"],
-    generator: Generator = FORWARD_KL,
-) -> Float[Tensor, "*s"]:
-    """Divergence from a teacher of whom only k candidates are known, the others together as one.
-
-    Never above the full divergence, and equal to it if the tail is one candidate or nothing (data processing). Leaving
-    the tail out instead, or normalising the k anew, lets the student spread mass over the tail for free.
-
-    Args:
-        student: the student's log-probabilities of all candidates.
-        teacher_top: the teacher's log-probabilities of the kept ones (not normalised among them).
-        kept: their ids.
-
-    >>> student, teacher = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.6, 0.3]).log()
-    >>> top_k_divergence(student, teacher, torch.tensor([0, 1]))  # .6 log(.6/.5) + .3 log(.3/.3) + .1 log(.1/.2)
-    tensor(0.0401)
-    """
-    return f_divergence(with_tail(working(student).gather(-1, kept)), with_tail(working(teacher_top)), generator)
 
 
 def log_ratio_advantage(
@@ -149,38 +121,9 @@ class SequenceKD(Part):
 
 
 @dataclass(frozen=True)
-class Distillation(Part):
-    """`coef * D(student, teacher)` at every step, over the whole vocabulary or the teacher's top k and their tail.
-
-    Attributes:
-        generator: `FORWARD_KL`, `REVERSE_KL`, or any other of `objective.divergences` (p is the student).
-        top: k; 0 for the whole vocabulary.
-        temperature: both distributions are tempered by it first (Hinton et al., arXiv 1503.02531); their gradients
-            shrink as its inverse square, which `coef` may undo.
-        teacher: the column to learn from.
-    """
+class Distillation(FullDivergence):
+    """`FullDivergence` from a teacher, with the supervised default: forward KL at full weight."""
 
     generator: Generator = FORWARD_KL
     coef: float = 1.0
-    top: int = 0
-    temperature: float = 1.0
-    teacher: str = "teacher_logits"
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("logits", self.teacher, "mask") if self.coef else ()
-
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        mask = rollouts.mask
-        if not self.coef:
-            return torch.zeros_like(mask, dtype=torch.float32)
-        student, teacher = (
-            tempered(x.where(mask[..., None], 0.0), self.temperature)
-            for x in (rollouts.logits, rollouts[self.teacher].detach())
-        )
-        if self.top:
-            top = teacher.topk(min(self.top, teacher.shape[-1]), -1)
-            value = top_k_divergence(student, top.values, top.indices, self.generator)
-        else:
-            value = f_divergence(student, teacher, self.generator)
-        return self.coef * value.where(mask, 0.0)
+    reference: str = "teacher_logits"

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from surefoot.objective.groups import working
 from surefoot.objective.ratios import LIMIT
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
@@ -75,20 +76,23 @@ class Generator:
     Attributes:
         name: for showing.
         f: `u -> f(e^u)`, so that extreme ratios stay in log space until the end.
-        slope_at_infinity: `lim f(t) / t`, the price of mass where q has none; `inf` where it is not finite.
+        at_zero: `f(0)`, the price of no mass where q has some; `INF` where it is not finite.
+        slope_at_infinity: `lim f(t) / t`, the price of mass where q has none.
     """
 
     name: str
     f: Callable[[Tensor], Tensor]
-    slope_at_infinity: float = float("inf")
+    at_zero: float
+    slope_at_infinity: float
 
 
-REVERSE_KL = Generator("KL(p||q)", lambda u: u.exp() * u)
-FORWARD_KL = Generator("KL(q||p)", lambda u: -u, 0.0)
-JEFFREYS = Generator("KL(p||q) + KL(q||p)", lambda u: u.expm1() * u)
-CHI_SQUARED = Generator("chi^2(p||q)", lambda u: u.expm1().square())
-TOTAL_VARIATION = Generator("TV(p, q)", lambda u: 0.5 * u.expm1().abs(), 0.5)
-SQUARED_HELLINGER = Generator("H^2(p, q)", lambda u: 0.5 * (0.5 * u).expm1().square(), 0.5)
+INF = float("inf")
+REVERSE_KL = Generator("KL(p||q)", lambda u: u.exp() * u, 0.0, INF)
+FORWARD_KL = Generator("KL(q||p)", lambda u: -u, INF, 0.0)
+JEFFREYS = Generator("KL(p||q) + KL(q||p)", lambda u: u.expm1() * u, INF, INF)
+CHI_SQUARED = Generator("chi^2(p||q)", lambda u: u.expm1().square(), 1.0, INF)
+TOTAL_VARIATION = Generator("TV(p, q)", lambda u: 0.5 * u.expm1().abs(), 0.5, 0.5)
+SQUARED_HELLINGER = Generator("H^2(p, q)", lambda u: 0.5 * (0.5 * u).expm1().square(), 0.5, 0.5)
 
 
 def skewed_js(weight: float = 0.5) -> Generator:
@@ -101,7 +105,9 @@ def skewed_js(weight: float = 0.5) -> Generator:
         mixture = torch.logaddexp(u + math.log(weight), torch.full_like(u, math.log1p(-weight)))
         return weight * u.exp() * (u - mixture) - (1 - weight) * mixture
 
-    return Generator(f"JS_{weight}(p, q)", f, -weight * math.log(weight))
+    return Generator(
+        f"JS_{weight}(p, q)", f, -(1 - weight) * math.log1p(-weight), -weight * math.log(weight)
+    )
 
 
 def alpha_divergence(alpha: float) -> Generator:
@@ -111,12 +117,16 @@ def alpha_divergence(alpha: float) -> Generator:
     if alpha == 0:
         return FORWARD_KL
     scale = alpha * (alpha - 1)
-    end = float("inf") if alpha > 1 else 1 / (1 - alpha)
-    return Generator(f"alpha_{alpha}(p||q)", lambda u: ((alpha * u).exp() - alpha * u.exp() - (1 - alpha)) / scale, end)
+    return Generator(
+        f"alpha_{alpha}(p||q)",
+        lambda u: ((alpha * u).exp() - alpha * u.exp() - (1 - alpha)) / scale,
+        1 / alpha if alpha > 0 else INF,
+        INF if alpha > 1 else 1 / (1 - alpha),
+    )
 
 
 def f_divergence(logp: Float[Tensor, "*s v"], logq: Float[Tensor, "*s v"], generator: Generator) -> Float[Tensor, "*s"]:
-    """`sum_v q f(p / q)` of two log-distributions; 0 where both are 0, infinite where f prices mass outside q so.
+    """`sum_v q f(p / q)` of two log-distributions; 0 where both are 0, infinite where f prices missing mass so.
 
     >>> p, q = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.5, 0.5]).log()
     >>> f_divergence(p, q, REVERSE_KL), f_divergence(p, q, TOTAL_VARIATION), f_divergence(p, q, CHI_SQUARED)
@@ -126,11 +136,13 @@ def f_divergence(logp: Float[Tensor, "*s v"], logq: Float[Tensor, "*s v"], gener
     p_zero = logp == -torch.inf
     u = (logp - logq).where(inside & ~p_zero, 0.0)
     value = logq.where(inside, 0.0).exp() * generator.f(u)
-    at_zero = generator.f(torch.full((), -80.0, dtype=logp.dtype)) if bool((p_zero & inside).any()) else 0.0
-    value = value.where(~p_zero, logq.where(inside, 0.0).exp() * at_zero).where(inside, 0.0)
+    missed = logq.exp().where(p_zero & inside, 0.0).sum(-1)
     outside = logp.exp().where(~inside, 0.0).sum(-1)
-    price = torch.as_tensor(generator.slope_at_infinity, dtype=logp.dtype)
-    return value.sum(-1) + (outside * price).where(outside > 0, 0.0)
+    return (
+        value.where(inside & ~p_zero, 0.0).sum(-1)
+        + (missed * generator.at_zero).where(missed > 0, 0.0)
+        + (outside * generator.slope_at_infinity).where(outside > 0, 0.0)
+    )
 
 
 def renyi(logp: Float[Tensor, "*s v"], logq: Float[Tensor, "*s v"], alpha: float) -> Float[Tensor, "*s"]:
@@ -157,23 +169,69 @@ def sequence_divergence(per_token: Float[Tensor, "n t"], mask: Bool[Tensor, "n t
     return per_token.where(mask, 0.0).sum(1)
 
 
+def tempered(logp: Float[Tensor, "*s v"], temperature: float) -> Float[Tensor, "*s v"]:
+    """Log-probabilities of `softmax(logp / temperature)`; the constant between logits and log-probabilities cancels."""
+    return (working(logp) / temperature).log_softmax(-1)
+
+
+def top_k_divergence(
+    logp: Float[Tensor, "*s v"],
+    top: Float[Tensor, "*s k"],
+    kept: Int[Tensor, "*s k"],
+    generator: Generator = REVERSE_KL,
+) -> Float[Tensor, "*s"]:
+    """Divergence from a distribution of which only k candidates are known, the others together as one.
+
+    Never above the full divergence, and equal to it if the tail is one candidate or nothing (data processing). Leaving
+    the tail out instead, or normalising the k anew, lets the policy spread mass over the tail for free.
+
+    Args:
+        logp: the policy's log-probabilities of all candidates.
+        top: the other's log-probabilities of the kept ones (not normalised among them).
+        kept: their ids.
+
+    >>> student, teacher = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.6, 0.3]).log()
+    >>> top_k_divergence(student, teacher, torch.tensor([0, 1]), FORWARD_KL)
+    tensor(0.0401)
+    """
+    return f_divergence(with_tail(working(logp).gather(-1, kept)), with_tail(working(top)), generator)
+
+
 @dataclass(frozen=True)
 class FullDivergence(Part):
-    """`coef * D_f(pi || ref)` over the whole vocabulary at every step: exact per state, no estimator."""
+    """`coef * D_f(pi || other)` at every step, over the whole vocabulary or the other's top k and their tail.
+
+    Exact per state, no estimator.
+
+    Attributes:
+        generator: any of this module (p is the policy).
+        reference: the column of the other's log-probabilities.
+        top: k; 0 for the whole vocabulary.
+        temperature: both distributions are tempered by it first (Hinton et al., arXiv 1503.02531); their gradients
+            shrink as its inverse square, which `coef` may undo.
+    """
 
     generator: Generator = REVERSE_KL
     coef: float = 0.04
     reference: str = "ref_logits"
+    top: int = 0
+    temperature: float = 1.0
 
     @property
     def reads(self) -> tuple[str, ...]:
         return ("logits", self.reference, "mask") if self.coef else ()
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        mask = rollouts.mask
         if not self.coef:
-            return torch.zeros_like(rollouts.mask, dtype=torch.float32)
-        kept = rollouts.mask[..., None]
-        value = f_divergence(
-            rollouts.logits.where(kept, 0.0), rollouts[self.reference].where(kept, 0.0), self.generator
+            return torch.zeros_like(mask, dtype=torch.float32)
+        mine, other = (
+            tempered(x.where(mask[..., None], 0.0), self.temperature)
+            for x in (rollouts.logits, rollouts[self.reference].detach())
         )
-        return self.coef * value.where(rollouts.mask, 0.0)
+        if self.top:
+            best = other.topk(min(self.top, other.shape[-1]), -1)
+            value = top_k_divergence(mine, best.values, best.indices, self.generator)
+        else:
+            value = f_divergence(mine, other, self.generator)
+        return self.coef * value.where(mask, 0.0)

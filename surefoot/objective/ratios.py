@@ -29,7 +29,11 @@ def anchored(anchors: Sequence[Float[Tensor, "n t"]], weights: Sequence[float]) 
 
 
 def mean_over(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], turn: Int[Tensor, "n t"] | None) -> Tensor:
-    """Mean of `x` over the masked steps of each step's turn (of its whole trajectory where `turn` is None)."""
+    """Mean of `x` over the masked steps of each step's turn (of its whole trajectory where `turn` is None).
+
+    >>> mean_over(torch.tensor([[1.0, 3.0, 8.0]]), torch.ones(1, 3).bool(), torch.tensor([[0, 0, 1]]))
+    tensor([[2., 2., 8.]])
+    """
     if turn is None:
         mean = x.where(mask, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
         return mean.expand_as(x)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from surefoot.errors import InputError, nearest
+from surefoot.objective.groups import working
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -26,7 +28,37 @@ def overlong_penalty(length: Int[Tensor, "n"], limit: int, buffer: int) -> Float
     tensor([ 0.0000,  0.0000, -0.5000, -1.0000])
     """
     over = length.float() - (limit - buffer)
-    return -(over / buffer).clamp(0, 1) if buffer else torch.zeros_like(over)
+    return 0.0 - (over / buffer).clamp(0, 1) if buffer else torch.zeros_like(over)
+
+
+def reward_at_last_step(reward: Float[Tensor, "n"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
+    """The trajectory's reward on its last chosen step, 0 elsewhere."""
+    remaining = mask.flip(1).cumsum(1).flip(1)
+    return reward[:, None] * (mask & (remaining == 1)).to(reward.dtype)
+
+
+def shaped(
+    step_reward: Float[Tensor, "n t"], potential: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], gamma: float = 1.0
+) -> Float[Tensor, "n t"]:
+    """`r + gamma Phi(s') - Phi(s)` (Ng, Harada, Russell 1999): leaves the optimal policy as it is.
+
+    `potential` is that of the state before each step; after the last chosen step it is 0.
+    """
+    after = torch.zeros_like(potential)
+    following = potential.new_zeros(len(potential))
+    for t in reversed(range(potential.shape[1])):
+        after[:, t] = following
+        following = potential[:, t].where(mask[:, t], following)
+    return (step_reward + gamma * after - potential).where(mask, 0.0)
+
+
+def soft_min(rewards: Float[Tensor, "k n"], temperature: float) -> Float[Tensor, "n"]:
+    """`-tau log mean_k exp(-r_k / tau)`: the worst reward as tau -> 0, the mean as tau -> infinity.
+
+    >>> soft_min(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), 0.1)
+    tensor([0.0693, 1.0000])
+    """
+    return -temperature * ((-rewards / temperature).logsumexp(0) - math.log(len(rewards)))
 
 
 @dataclass(frozen=True)
@@ -34,17 +66,126 @@ class Sum(Part):
     """Weighted sum of the named rewards; a name without a weight counts once.
 
     Raises:
-        InputError: a weight for a reward that the task does not give.
+        InputError: no reward at all, or a weight for a reward that the task does not give.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
-        named = totals(rollouts.rewards)
+    def weighted(self, rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each named reward, of whatever shape, times its weight."""
+        if not rewards:
+            raise InputError(f"reward ({type(self).__name__}): the task gives no reward, expected at least one")
         for name in self.weights:
-            if name not in named:
-                raise InputError(f"reward: weight for {name!r}, which the task does not give{nearest(name, named)}")
-        return torch.stack([float(self.weights.get(name, 1.0)) * r for name, r in named.items()]).sum(0)
+            if name not in rewards:
+                raise InputError(f"reward: weight for {name!r}, which the task does not give{nearest(name, rewards)}")
+        return {name: float(self.weights.get(name, 1.0)) * r for name, r in rewards.items()}
+
+    def total(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
+        """The weighted sum."""
+        return _stacked(self.weighted(totals(rollouts.rewards))).sum(0)
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"] | dict[str, Tensor]:
+        return self.total(rollouts)
+
+
+@dataclass(frozen=True)
+class SoftMin(Sum):
+    """`soft_min` of the weighted rewards: plenty of one reward does not buy another."""
+
+    temperature: float = 0.1
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
+        return soft_min(_stacked(self.weighted(totals(rollouts.rewards))), self.temperature)
+
+
+@dataclass(frozen=True)
+class SelfNormalized(Sum):
+    """Weighted sum of the rewards, each first standardised by its own running mean and deviation.
+
+    The statistics run over all trajectories of the run so far, this batch included: rewards of any scale weigh alike,
+    and a batch in which one of them hardly varies is not blown up.
+    """
+
+    eps: float = 1e-4
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
+        standard = {name: self._standard(name, r) for name, r in totals(rollouts.rewards).items()}
+        return _stacked(self.weighted(standard)).sum(0)
+
+    def _standard(self, name: str, reward: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Merge the batch's moments into the memory (Chan et al. 1979), and standardise by the merged ones."""
+        count, mean, squares = self.memory.get(name, (0, 0.0, 0.0))
+        r = reward.double()
+        n, here = len(r), float(r.mean())
+        gap, total = here - mean, count + n
+        mean += gap * n / total
+        squares += float((r - here).square().sum()) + gap**2 * count * n / total
+        self.memory[name] = [total, mean, squares]
+        return ((r - mean) / (math.sqrt(squares / max(1, total - 1)) + self.eps)).to(working(reward).dtype)
+
+
+@dataclass(frozen=True)
+class PerStep(Sum):
+    """The weighted sum, and the same paid out step by step as `step_reward`.
+
+    Rewards that the task gives a step stay on their steps; those of whole trajectories are paid at the last one.
+    """
+
+    reads = ("mask",)
+    adds = ("step_reward",)
+
+    def __call__(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        paid = [
+            r if r.ndim == 2 else reward_at_last_step(r, rollouts.mask)
+            for r in self.weighted(rollouts.rewards).values()
+        ]
+        return {"reward": self.total(rollouts), "step_reward": torch.stack(paid).sum(0)}
+
+
+@dataclass(frozen=True)
+class Shaped(PerStep):
+    """Step rewards shaped by a potential (`shaped`); `reward`, which is reported, stays as the task gave it.
+
+    Attributes:
+        potential: the column that holds it, before each step.
+        gamma: the discount of the advantage part that reads `step_reward`.
+    """
+
+    potential: str = "old_value"
+    gamma: float = 1.0
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("mask", self.potential)
+
+    def __call__(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        paid = super().__call__(rollouts)
+        return paid | {"step_reward": shaped(paid["step_reward"], rollouts[self.potential], rollouts.mask, self.gamma)}
+
+
+@dataclass(frozen=True)
+class KLInReward(PerStep):
+    """`r_t - coef log(pi / ref)` at every step: the KL penalty as a reward (InstructGPT, arXiv 2203.02155, eq. 2).
+
+    Its policy gradient is that of the KL between whole sequences, what a KL loss at each step is not.
+    """
+
+    coef: float = 0.04
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("mask", "old_logp", "ref_logp") if self.coef else ("mask",)
+
+    def __call__(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        paid = super().__call__(rollouts)
+        if not self.coef:
+            return paid
+        price = self.coef * (rollouts.old_logp - rollouts.ref_logp).where(rollouts.mask, 0.0)
+        return {"reward": paid["reward"] - price.sum(1), "step_reward": paid["step_reward"] - price}
+
+
+def _stacked(named: Mapping[str, Float[Tensor, "n"]]) -> Float[Tensor, "k n"]:
+    return torch.stack(list(named.values()))
 
 
 @dataclass(frozen=True)
@@ -61,7 +202,7 @@ class OverlongPenalty(Sum):
     reads = ("mask", "truncated")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
-        reward, length = super().__call__(rollouts), rollouts.mask.sum(1)
+        reward, length = self.total(rollouts), rollouts.mask.sum(1)
         if self.limit is None and not rollouts.truncated.any():
             return reward
         limit = self.limit or int(length[rollouts.truncated].max())

@@ -12,9 +12,23 @@ from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
 
+def value_loss(
+    value: Float[Tensor, "n t"], old: Float[Tensor, "n t"], target: Float[Tensor, "n t"], clip: float | None = None
+) -> Float[Tensor, "n t"]:
+    """`max((V - R)^2, (V_clipped - R)^2)`, the value clipped to within `clip` of its old self; none for no clip.
+
+    >>> value_loss(torch.tensor([[0.9]]), torch.tensor([[0.0]]), torch.tensor([[1.0]]), clip=0.2)
+    tensor([[0.6400]])
+    """
+    loss = (value - target).square()
+    if clip is None:
+        return loss
+    return torch.maximum(loss, (old + (value - old).clamp(-clip, clip) - target).square())
+
+
 @dataclass(frozen=True)
 class ValueLoss(Part):
-    """`coef / 2 * max((V - R)^2, (V_clipped - R)^2)`, the value clipped to within `clip` of its old self.
+    """`coef / 2 * value_loss`.
 
     The clip is that of PPO's code (openai/baselines), not of the paper; `clip=None` is the plain square.
     """
@@ -24,9 +38,7 @@ class ValueLoss(Part):
     reads = ("value", "old_value", "returns", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        value, target = rollouts.value.where(rollouts.mask, 0.0), rollouts.returns
-        loss = (value - target).square()
-        if self.clip is not None:
-            near = rollouts.old_value + (value - rollouts.old_value).clamp(-self.clip, self.clip)
-            loss = torch.maximum(loss, (near.where(rollouts.mask, 0.0) - target).square())
-        return 0.5 * self.coef * loss
+        value, old, target = (
+            x.where(rollouts.mask, 0.0) for x in (rollouts.value, rollouts.old_value, rollouts.returns)
+        )
+        return 0.5 * self.coef * value_loss(value, old, target, self.clip)

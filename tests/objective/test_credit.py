@@ -1,113 +1,15 @@
-"""Credit: worked numbers, and what each advantage's expected gradient is, against enumeration."""
-
-import itertools
-import math
+"""Credit over time: definitions, worked numbers and gradient identities by enumeration."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from surefoot.objective import advantages as adv
-from surefoot.objective.groups import group_mean, group_std, leave_one_out_mean
+from surefoot.objective import credit
+from surefoot.objective.rewards import KLInReward, PerStep, Shaped, shaped
 from surefoot.objective.surrogates import PolicyGradient
 from surefoot.rollouts import Rollouts
-from tests.objective.enumeration import SEQUENCES, Tree, expected_gradient, groups
+from tests.objective.enumeration import SEQUENCES, Tree, groups
 
-BINARY = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 0], dtype=torch.float64)
 GRADED = torch.tensor([1.0, 0.2, 0.0, 0.7, 0.0, 0.1, 0.3, 1.5, -0.4], dtype=torch.float64)
-ZERO = torch.zeros(4, dtype=torch.long)
-
-
-def _table(reward, group, lengths=None, **columns):
-    lengths = torch.tensor(lengths or [3] * len(reward))
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return Rollouts({"reward": reward, "group": group, "mask": mask, **columns}, rewards={"accuracy": reward})
-
-
-# --- gradient identities ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reward", [BINARY, GRADED])
-@pytest.mark.parametrize(
-    ("advantage", "factor"),
-    [
-        (adv.Reinforce(baseline=False), lambda g: 1.0),
-        (adv.LeaveOneOut(), lambda g: 1.0),
-        (adv.GroupCentred(), lambda g: (g - 1) / g),
-    ],
-)
-@pytest.mark.parametrize("size", [2, 3])
-def test_unbiased_advantages(reward, advantage, factor, size):
-    tree = Tree()
-    found = expected_gradient(tree, reward, size, advantage, PolicyGradient())
-    torch.testing.assert_close(found, factor(size) * tree.policy_gradient(reward), atol=1e-12, rtol=0)
-
-
-def test_a_greedy_baseline_is_unbiased():
-    tree, size = Tree(), 2
-    table, weight = groups(tree, GRADED, size)
-    table = table.having(baseline_reward=torch.full_like(table.reward, 0.37))
-    loss = PolicyGradient()(table.having(advantage=adv.ReMax()(table)))
-    found = -tree.gradient((weight[:, None] * loss).sum() / size)
-    torch.testing.assert_close(found, tree.policy_gradient(GRADED), atol=1e-12, rtol=0)
-
-
-def test_grpo_is_parallel_for_binary_rewards_and_biased_for_graded_ones():
-    """Dividing by the group's deviation: a positive factor where rewards are binary, another direction where not."""
-    tree, size = Tree(), 3
-    for reward, parallel in ((BINARY, True), (GRADED, False)):
-        found = expected_gradient(tree, reward, size, adv.GroupNormalized(eps=0.0 + 1e-9), PolicyGradient())
-        cosine = torch.nn.functional.cosine_similarity(found, tree.policy_gradient(reward), dim=0)
-        assert (1 - cosine < 1e-9) == parallel and cosine > 0.5, cosine
-
-
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_pkpo_rewards_are_unbiased_for_pass_at_k(k):
-    tree, size = Tree(), 3
-    table, weight = groups(tree, BINARY, size)
-    per_row = adv.pass_at_k_reward(table.reward > 0.5, table.group, k)
-    loss = -(per_row[:, None] * table.logp).sum(1)
-    found = -tree.gradient((weight * loss).sum())
-    p = (tree.probabilities() * BINARY).sum()
-    torch.testing.assert_close(found, tree.gradient(1 - (1 - p) ** k), atol=1e-6, rtol=1e-6)
-
-
-def test_opos_baseline_is_inside_its_own_group_and_therefore_biased():
-    tree = Tree()
-    found = expected_gradient(tree, GRADED, 2, adv.OPO(), PolicyGradient())
-    torch.testing.assert_close(found, 0.5 * tree.policy_gradient(GRADED), atol=1e-12, rtol=0)
-
-
-# --- worked numbers --------------------------------------------------------------------------------------------------
-
-
-def test_grpo_numbers():
-    reward = torch.tensor([1.0, 0, 0, 1])
-    assert adv.group_normalized(reward, ZERO, 0.0).tolist() == pytest.approx(
-        [0.8660254, -0.8660254, -0.8660254, 0.8660254]
-    )
-    assert adv.group_normalized(torch.ones(4), ZERO).tolist() == [0] * 4
-
-
-def test_pass_at_k_advantage_matches_brute_force():
-    correct = torch.tensor([True, False, False, True, False, False])
-    group, k = torch.zeros(6, dtype=torch.long), 2
-    found = adv.pass_at_k_normalized(correct, group, k)
-    subsets = list(itertools.combinations(range(6), k))
-    value = {s: float(any(correct[i] for i in s)) for s in subsets}
-    mean = sum(value.values()) / len(subsets)
-    dev = math.sqrt(mean * (1 - mean))
-    for i in range(6):
-        mine = [(v - mean) / dev for s, v in value.items() if i in s]
-        assert found[i].item() == pytest.approx(sum(mine) / len(mine), abs=1e-5)
-
-
-def test_gdpo_does_not_let_the_widest_reward_decide():
-    a, b = torch.tensor([1.0, 0, 1, 0]), torch.tensor([0.0, 0, 100, 100])
-    table = Rollouts({"group": ZERO, "mask": torch.ones(4, 1, dtype=torch.bool)}, rewards={"a": a, "b": b})
-    found = adv.GDPO(eps=0.0)(table)[:, 0]
-    assert found[0] == pytest.approx(float(found[3]), abs=1e-4) and found[2] > 1 and found[1] < -1
 
 
 def test_gae_equals_its_definition_and_skips_tool_steps():
@@ -115,7 +17,7 @@ def test_gae_equals_its_definition_and_skips_tool_steps():
     reward, value = torch.randn(2, 5), torch.randn(2, 5)
     mask = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 1, 0, 0]]).bool()
     gamma, lam = 0.9, 0.7
-    found, returns = adv.gae(reward, value, mask, gamma, lam)
+    found, returns = credit.gae(reward, value, mask, gamma, lam)
     for row in range(2):
         steps = mask[row].nonzero().flatten().tolist()
         values = [float(value[row, t]) for t in steps] + [0.0]
@@ -134,21 +36,119 @@ def test_potential_shaping_leaves_the_return_up_to_the_first_potential():
     gamma = 0.8
     discount = gamma ** torch.arange(4)
     before = (discount * reward).sum(1)
-    after = (discount * adv.shaped(reward, potential, mask, gamma)).sum(1)
+    after = (discount * shaped(reward, potential, mask, gamma)).sum(1)
     torch.testing.assert_close(after, before - potential[:, 0])
 
 
-def test_rewards_to_go_and_turn_level_credit():
+def test_rewards_to_go():
     mask = torch.tensor([[1, 1, 0, 1], [1, 1, 0, 1]]).bool()
-    turn = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1]])
-    step = torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 0]])
-    assert adv.reward_to_go(step, mask).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
-    table = _table(torch.tensor([1.0, 1.0]), torch.tensor([0, 0]), [4, 4]).having(
-        mask=mask, turn=turn, step_reward=step
+    step = torch.tensor([[0.0, 1, 2, 0], [0, 0, 0, 4]])
+    assert credit.reward_to_go(step, mask).tolist() == [[3, 3, 0, 0], [4, 4, 0, 4]]
+    assert credit.reward_to_go(step, mask, 0.5).tolist() == [[1.5, 3, 0, 0], [1, 2, 0, 4]], "tools take no time"
+
+
+def _turns():
+    """Two trajectories of one group: turns of 2 and 1 tokens with a tool's token between, and a third, shorter."""
+    mask = torch.tensor([[1, 1, 0, 1], [1, 1, 0, 1], [1, 0, 0, 0]]).bool()
+    turn = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1], [0, -1, -1, -1]])
+    step = torch.tensor([[0.0, 1, 2, 4], [0, 0, 0, 1], [2, 9, 9, 9]])
+    group = torch.zeros(3, dtype=torch.long)
+    return Rollouts({"mask": mask, "turn": turn, "step_reward": step, "group": group})
+
+
+def test_turn_level_credit_compares_turns_of_one_index():
+    """By turns: 3 then 4; 0 then 1; 2. To go, discounted by 1/2: 5 and 4; .5 and 1; 2. Padding is not paid."""
+    table = _turns()
+    found = credit.TurnLevel(gamma=0.5, scale=None)(table)
+    assert found.tolist() == [[2.5, 2.5, 0, 1.5], [-2.0, -2.0, 0, -1.5], [-0.5, 0, 0, 0]]
+    scaled = credit.TurnLevel(gamma=0.5, eps=0.0)(table)
+    first = torch.tensor([5, 0.5, 2])
+    torch.testing.assert_close(scaled[:, 0], (first - first.mean()) / first.std())
+
+
+def test_turn_level_credit_does_not_depend_on_how_many_tokens_a_turn_has():
+    table = _turns()
+    repeat = torch.tensor([0, 0, 1, 2, 3])
+    longer = Rollouts(
+        {
+            "mask": table.mask[:, repeat],
+            "turn": table.turn[:, repeat],
+            "step_reward": table.step_reward[:, repeat] * torch.tensor([1, 0, 1, 1, 1]),
+            "group": table.group,
+        }
     )
-    found = adv.TurnLevel()(table)
-    assert (found[0, :2] > 0).all() and (found[1, :2] < 0).all()
-    assert found[:, 3].abs().max() < 1e-5, "in the last turn both get the same, so neither is credited"
+    torch.testing.assert_close(credit.TurnLevel()(longer)[:, 1:], credit.TurnLevel()(table))
+
+
+def test_a_turn_that_only_one_reached_is_not_credited():
+    table = _turns().rows([0, 2])
+    assert credit.TurnLevel()(table)[0, 3] == 0
+
+
+def test_process_supervision_normalises_first_and_sums_afterwards():
+    table = _turns()
+    paid = torch.tensor([3.0, 4, 0, 1, 2])
+    z = (paid - paid.mean()) / paid.std()
+    found = credit.ProcessSupervision(eps=0.0)(table)
+    expected = [[z[0] + z[1]] * 2 + [0, z[1]], [z[2] + z[3]] * 2 + [0, z[3]], [z[4], 0, 0, 0]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_step_level_credit_compares_all_steps_of_a_group():
+    table = Rollouts(
+        {
+            "mask": torch.tensor([[1, 1], [1, 0]]).bool(),
+            "step_reward": torch.tensor([[1.0, 2.0], [0.0, 5.0]]),
+            "group": torch.tensor([4, 4]),
+        }
+    )
+    to_go = torch.tensor([3.0, 2.0, 5.0])  # what stands off the mask belongs to the step before
+    centred = (to_go - to_go.mean()).tolist()
+    found = credit.StepLevel(scale=None)(table)
+    torch.testing.assert_close(found, torch.tensor([centred[:2], [centred[2], 0.0]]))
+
+
+def test_shaped_rewards_to_go_have_the_true_gradient_and_so_has_the_kl_in_the_reward():
+    tree = Tree()
+    table, weight = groups(tree, GRADED, 1)
+    value = torch.stack([torch.full((9,), 0.3), tree.next.detach()[SEQUENCES[:, 0], 0]], 1).double()
+    paid = Shaped()(table.having(old_value=value))
+    assert paid["reward"].equal(table.reward)
+    advantage = credit.reward_to_go(paid["step_reward"], table.mask)
+    found = -tree.gradient((weight[:, None] * PolicyGradient()(table.having(advantage=advantage))).sum())
+    torch.testing.assert_close(found, tree.policy_gradient(GRADED), atol=1e-12, rtol=0)
+
+    table, _ = groups(tree, GRADED, 1)
+    ref = Tree(seed=5).logp().detach()
+    paid = KLInReward(coef=0.3)(table.having(ref_logp=ref))
+    torch.testing.assert_close(paid["step_reward"].sum(1), paid["reward"])
+    advantage = credit.reward_to_go(paid["step_reward"], table.mask)
+    found = -tree.gradient((weight[:, None] * PolicyGradient()(table.having(advantage=advantage))).sum())
+    p = tree.probabilities()
+    kl = (p * (p.log() - ref.sum(1))).sum()
+    torch.testing.assert_close(found, tree.gradient((p * GRADED).sum() - 0.3 * kl), atol=1e-12, rtol=0)
+
+
+def test_rewards_of_steps_stay_and_those_of_trajectories_are_paid_at_the_end():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    rewards = {"end": torch.tensor([1.0, 2.0]), "step": torch.tensor([[0.5, 0, 0], [0, 0.0, 0]])}
+    table = Rollouts({"mask": mask}, rewards)
+    paid = PerStep({"end": 2.0})(table)
+    assert paid["step_reward"].tolist() == [[0.5, 2, 0], [4, 0, 0]] and paid["reward"].tolist() == [2.5, 4.0]
+
+
+def test_the_optimal_token_baseline_part_takes_its_energy_from_the_columns():
+    tree = Tree()
+    table, _ = groups(tree, GRADED, 2)
+    square = torch.stack(
+        [tree.root.softmax(-1).square().sum().expand(9), tree.next.softmax(-1).square().sum(-1)[SEQUENCES[:, 0]]], 1
+    ).detach()
+    rows = torch.tensor([[a, b] for a in range(9) for b in range(9)]).flatten()
+    found = credit.OptimalTokenBaseline()(table.having(old_collision=square[rows].log()))
+    i, j = 2 * (9 * 3 + 7), 2 * (9 * 3 + 7) + 1  # the group of sequences 3 and 7
+    energy = (1 - 2 * tree.logp().detach().exp() + square).cumsum(1)[[3, 7]]
+    baseline = (energy * GRADED[[3, 7], None]).sum(0) / energy.sum(0)
+    torch.testing.assert_close(found[[i, j]], GRADED[[3, 7], None] - baseline)
 
 
 def test_the_optimal_token_baseline_lowers_the_variance():
@@ -170,75 +170,3 @@ def test_the_optimal_token_baseline_lowers_the_variance():
         return (p * (rows - mean).square().sum(1)).sum()
 
     assert variance(best) < variance(torch.zeros(2)) and variance(best) < variance((p * GRADED).sum().expand(2))
-
-
-def test_success_weights_and_kernels_are_one_family():
-    reward = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 1])
-    group = torch.tensor([0] * 4 + [1] * 4)
-    centred = adv.group_centred(reward, group)
-    torch.testing.assert_close(adv.success_weighted(reward, group, torch.ones_like), centred)
-    torch.testing.assert_close(adv.pairwise(reward, group, lambda d: d), centred)
-    grpo = adv.success_weighted(reward, group, lambda p: 1 / (p * (1 - p)).sqrt())
-    population = centred / group_std(reward, group, correction=0)
-    torch.testing.assert_close(grpo, population)
-
-
-# --- properties ------------------------------------------------------------------------------------------------------
-
-PARTS = [
-    adv.GroupNormalized(),
-    adv.GroupCentred(),
-    adv.LeaveOneOut(),
-    adv.BatchNormalized(),
-    adv.OPO(),
-    adv.GPG(),
-    adv.PassAtK(2),
-    adv.GDPO(),
-    adv.ReinforcePlusPlus(),
-    adv.Reinforce(),
-]
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    rewards=st.lists(st.sampled_from([0.0, 0.5, 1.0, -2.0]), min_size=6, max_size=6),
-    order=st.permutations(range(6)),
-    part=st.sampled_from(PARTS),
-)
-def test_the_order_of_trajectories_does_not_matter(rewards, order, part):
-    reward, group = torch.tensor(rewards), torch.tensor([0, 0, 0, 1, 1, 2])
-    plain = part(_table(reward, group, [1, 3, 2, 3, 1, 2]))
-    lengths = torch.tensor([1, 3, 2, 3, 1, 2])[list(order)].tolist()
-    moved = part(_table(reward[list(order)], group[list(order)], lengths))
-    torch.testing.assert_close(moved, plain[list(order)], atol=1e-5, rtol=1e-5)
-    assert plain.isfinite().all()
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_constant_rewards_single_members_and_padding(part):
-    group = torch.tensor([0, 0, 1])
-    table = _table(torch.tensor([1.0, 1.0, 1.0]), group, [2, 3, 1])
-    found = part(table)
-    assert found.isfinite().all() and (found[~table.mask] == 0).all()
-    assert found.abs().max() < 1e-3, "equal rewards teach nothing"
-    longer = table.having()
-    wide = Rollouts(
-        {"reward": longer.reward, "group": group, "mask": torch.nn.functional.pad(longer.mask, (0, 2))},
-        rewards=longer.rewards,
-    )
-    torch.testing.assert_close(part(wide)[:, :3], found)
-
-
-def test_group_statistics_against_loops():
-    torch.manual_seed(0)
-    x, group = torch.randn(7), torch.tensor([2, 0, 0, 2, 2, 1, 0])
-    member = torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool()
-    for i in range(7):
-        mates = [j for j in range(7) if group[j] == group[i]]
-        counted = x[[j for j in mates if member[j]]]
-        assert group_mean(x, group, member)[i].item() == pytest.approx(float(counted.mean()), abs=1e-6)
-        expected = float(counted.std()) if len(counted) > 1 else 0.0
-        assert group_std(x, group, member)[i].item() == pytest.approx(expected, abs=1e-6)
-        others = [j for j in mates if j != i]
-        expected = float(x[others].mean()) if others else float(x[i])
-        assert leave_one_out_mean(x, group)[i].item() == pytest.approx(expected, abs=1e-6)

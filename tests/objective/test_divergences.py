@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surefoot.errors import InputError
 from surefoot.objective import divergences as d
 from surefoot.objective import entropy as h
 from surefoot.objective.surrogates import PolicyGradient
@@ -81,6 +82,8 @@ def test_worked_numbers():
     assert value["JS_0.5(p, q)"] == pytest.approx(js, abs=1e-9)
     assert d.f_divergence(q, p, d.REVERSE_KL) == torch.inf, "mass where the other has none"
     assert d.f_divergence(q, p, d.TOTAL_VARIATION).item() == pytest.approx(0.4)
+    assert d.f_divergence(p, q, d.FORWARD_KL) == torch.inf, "no mass where the other has some"
+    assert d.f_divergence(p, q, d.JEFFREYS) == torch.inf and d.f_divergence(q, p, d.FORWARD_KL).isfinite()
     assert d.renyi(p, q, 2.0).item() == pytest.approx(math.log(0.81 / 0.5 + 0.01 / 0.3))
 
 
@@ -103,6 +106,17 @@ def test_limits_and_inequalities():
     assert d.f_divergence(p, q, d.TOTAL_VARIATION).item() <= math.sqrt(kl / 2), "Pinsker"
     coarse = d.f_divergence(d.with_tail(p.topk(2).values), d.with_tail(q[p.topk(2).indices]), d.REVERSE_KL).item()
     assert 0 <= coarse <= kl, "merging outcomes cannot raise a divergence"
+
+
+@pytest.mark.parametrize("g", [*NAMED, d.skewed_js(0.3), d.alpha_divergence(0.4), d.alpha_divergence(-1.0)], ids=str)
+def test_the_price_of_missing_mass_is_the_limit_of_f(g):
+    """f(t) as t -> 0, and f(t) / t as t -> infinity, where they are finite; growing without bound where not."""
+    u = torch.tensor([30.0, 40.0], dtype=torch.float64)
+    for limit, (near, far) in ((g.at_zero, g.f(-u)), (g.slope_at_infinity, g.f(u) / u.exp())):
+        if math.isinf(limit):
+            assert far > near + 5
+        else:
+            assert far.item() == pytest.approx(limit, abs=1e-5)
 
 
 def test_the_gradient_of_a_full_divergence():
@@ -152,3 +166,18 @@ def test_policy_gradient_ignores_what_is_masked():
     table = Rollouts(dict(logp=logp, advantage=torch.tensor([[0.0, 2.0]]), mask=torch.tensor([[False, True]])))
     loss = PolicyGradient()(table)
     assert loss[0].tolist() == [0, 2]
+
+
+def test_an_entropy_bonus_of_any_kind():
+    logp = torch.tensor([[[0.5, 0.3, 0.2], [0.25, 0.25, 0.5]]]).log()
+    table = Rollouts({"logits": logp, "mask": torch.tensor([[True, False]])})
+    for kind, value in (
+        (h.Tsallis(2.0), 1 - 0.25 - 0.09 - 0.04),
+        (h.Nucleus(0.7), -(0.625 * math.log(0.625) + 0.375 * math.log(0.375))),
+        (h.Buckets((0, 0, 1)), -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))),
+    ):
+        part = h.EntropyBonus(2.0, kind)
+        assert set(part.reads) == {"logits", "mask"}
+        assert part(table)[0].tolist() == pytest.approx([-2 * value, 0.0])
+    with pytest.raises(InputError, match="2 entries, expected one a candidate"):
+        h.EntropyBonus(1.0, h.Buckets((0, 1)))(table)

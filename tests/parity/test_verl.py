@@ -37,6 +37,7 @@ import pytest
 import torch
 
 from surefoot.objective import advantages as A
+from surefoot.objective import credit as C
 from surefoot.objective.aggregation import ConstantLength, SequenceMean, TokenBudget, TokenMean
 from surefoot.objective.controllers import AdaptiveKL
 from surefoot.objective.divergences import KL, k1, k2, k3
@@ -68,7 +69,7 @@ from verl.workers.config.actor import ActorConfig, PolicyLossConfig  # noqa: E40
 
 def _rewards(table):
     """verl pays the trajectory's reward at its last step."""
-    return A.reward_at_last_step(table.reward, table.mask)
+    return C.reward_at_last_step(table.reward, table.mask)
 
 
 def _index(table):
@@ -150,7 +151,7 @@ def test_gae(gamma, lam):
     b, returns = core.compute_gae_advantage_return(
         _rewards(table), table.old_value, table.mask.double(), torch.tensor(gamma), torch.tensor(lam)
     )
-    out = A.GAE(gamma, lam)(table)
+    out = C.GAE(gamma, lam)(table)
     _close(out["advantage"], b * table.mask, rtol=1e-6, atol=1e-7)  # the place of the 1e-8
     _close(out["returns"], returns * table.mask, rtol=1e-5, atol=1e-6)  # verl's gamma and lambda are float32
 
@@ -198,9 +199,9 @@ def test_optimal_token_baseline(name):
     collision = torch.rand(8, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     function, reward, mask = core.get_adv_estimator_fn(name), _rewards(table), table.mask.double()
     b, returns = function(reward, mask, _index(table), table.old_logp, collision, handle_zero_tail=False)
-    to_go = A.reward_to_go(reward, table.mask)
+    to_go = C.reward_to_go(reward, table.mask)
     energy = 1 - 2 * table.old_logp.exp() + collision
-    baseline = A.optimal_token_baseline(to_go, energy, table.mask, table.group)
+    baseline = C.optimal_token_baseline(to_go, energy, table.mask, table.group)
     _close(to_go, returns)
     _close(to_go - baseline, b, rtol=1e-6, atol=1e-6)  # verl adds 1e-8 to the denominator
     longest, _ = function(reward, mask, _index(table), table.old_logp, collision)

@@ -6,8 +6,8 @@ eq. 16. The critic is a value head on the policy's own trunk; the clipped value 
 
 from surefoot.method import Paper, Update
 from surefoot.methods.rlvr.grpo import GRPO
-from surefoot.objective.advantages import GAE
 from surefoot.objective.aggregation import TokenMean
+from surefoot.objective.credit import GAE
 from surefoot.objective.values import ValueLoss
 from surefoot.rollout.prompts import Uniform
 

@@ -1,0 +1,207 @@
+"""Advantages of trajectories: worked numbers, and what their expected gradients are, against enumeration."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surefoot.errors import InputError
+from surefoot.objective import advantages as adv
+from surefoot.objective.groups import group_mean, group_std, leave_one_out_mean
+from surefoot.objective.surrogates import PolicyGradient
+from surefoot.rollouts import Rollouts
+from tests.objective.enumeration import Tree, expected_gradient, groups
+
+BINARY = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 0], dtype=torch.float64)
+GRADED = torch.tensor([1.0, 0.2, 0.0, 0.7, 0.0, 0.1, 0.3, 1.5, -0.4], dtype=torch.float64)
+ZERO = torch.zeros(4, dtype=torch.long)
+
+
+def _table(reward, group, lengths=None, **columns):
+    lengths = torch.tensor(lengths or [3] * len(reward))
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return Rollouts({"reward": reward, "group": group, "mask": mask, **columns}, rewards={"accuracy": reward})
+
+
+# --- gradient identities ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reward", [BINARY, GRADED])
+@pytest.mark.parametrize(
+    ("advantage", "factor"),
+    [
+        (adv.Reinforce(baseline=False), lambda g: 1.0),
+        (adv.LeaveOneOut(), lambda g: 1.0),
+        (adv.GroupCentred(), lambda g: (g - 1) / g),
+    ],
+)
+@pytest.mark.parametrize("size", [2, 3])
+def test_unbiased_advantages(reward, advantage, factor, size):
+    tree = Tree()
+    found = expected_gradient(tree, reward, size, advantage, PolicyGradient())
+    torch.testing.assert_close(found, factor(size) * tree.policy_gradient(reward), atol=1e-12, rtol=0)
+
+
+def test_a_greedy_baseline_is_unbiased():
+    tree, size = Tree(), 2
+    table, weight = groups(tree, GRADED, size)
+    table = table.having(baseline_reward=torch.full_like(table.reward, 0.37))
+    loss = PolicyGradient()(table.having(advantage=adv.ReMax()(table)))
+    found = -tree.gradient((weight[:, None] * loss).sum() / size)
+    torch.testing.assert_close(found, tree.policy_gradient(GRADED), atol=1e-12, rtol=0)
+
+
+def test_grpo_is_parallel_for_binary_rewards_and_biased_for_graded_ones():
+    """Dividing by the group's deviation: a positive factor where rewards are binary, another direction where not."""
+    tree, size = Tree(), 3
+    for reward, parallel in ((BINARY, True), (GRADED, False)):
+        found = expected_gradient(tree, reward, size, adv.GroupNormalized(eps=0.0 + 1e-9), PolicyGradient())
+        cosine = torch.nn.functional.cosine_similarity(found, tree.policy_gradient(reward), dim=0)
+        assert (1 - cosine < 1e-9) == parallel and cosine > 0.5, cosine
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_pkpo_rewards_are_unbiased_for_pass_at_k(k):
+    tree, size = Tree(), 3
+    table, weight = groups(tree, BINARY, size)
+    per_row = adv.pass_at_k_reward(table.reward > 0.5, table.group, k)
+    loss = -(per_row[:, None] * table.logp).sum(1)
+    found = -tree.gradient((weight * loss).sum())
+    p = (tree.probabilities() * BINARY).sum()
+    torch.testing.assert_close(found, tree.gradient(1 - (1 - p) ** k), atol=1e-6, rtol=1e-6)
+
+
+def test_opos_baseline_is_inside_its_own_group_and_therefore_biased():
+    tree = Tree()
+    found = expected_gradient(tree, GRADED, 2, adv.OPO(), PolicyGradient())
+    torch.testing.assert_close(found, 0.5 * tree.policy_gradient(GRADED), atol=1e-12, rtol=0)
+
+
+# --- worked numbers --------------------------------------------------------------------------------------------------
+
+
+def test_grpo_numbers():
+    reward = torch.tensor([1.0, 0, 0, 1])
+    assert adv.group_normalized(reward, ZERO, 0.0).tolist() == pytest.approx(
+        [0.8660254, -0.8660254, -0.8660254, 0.8660254]
+    )
+    assert adv.group_normalized(torch.ones(4), ZERO).tolist() == [0] * 4
+
+
+def test_pass_at_k_advantage_matches_brute_force():
+    correct = torch.tensor([True, False, False, True, False, False])
+    group, k = torch.zeros(6, dtype=torch.long), 2
+    found = adv.pass_at_k_normalized(correct, group, k)
+    subsets = list(itertools.combinations(range(6), k))
+    value = {s: float(any(correct[i] for i in s)) for s in subsets}
+    mean = sum(value.values()) / len(subsets)
+    dev = math.sqrt(mean * (1 - mean))
+    for i in range(6):
+        mine = [(v - mean) / dev for s, v in value.items() if i in s]
+        assert found[i].item() == pytest.approx(sum(mine) / len(mine), abs=1e-5)
+
+
+def test_gdpo_does_not_let_the_widest_reward_decide():
+    a, b = torch.tensor([1.0, 0, 1, 0]), torch.tensor([0.0, 0, 100, 100])
+    table = Rollouts({"group": ZERO, "mask": torch.ones(4, 1, dtype=torch.bool)}, rewards={"a": a, "b": b})
+    found = adv.GDPO(eps=0.0)(table)[:, 0]
+    assert found[0] == pytest.approx(float(found[3]), abs=1e-4) and found[2] > 1 and found[1] < -1
+
+
+def test_success_weights_and_kernels_are_one_family():
+    reward = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 1])
+    group = torch.tensor([0] * 4 + [1] * 4)
+    centred = adv.group_centred(reward, group)
+    torch.testing.assert_close(adv.success_weighted(reward, group, adv.even), centred)
+    torch.testing.assert_close(adv.pairwise(reward, group, adv.identity), centred)
+    grpo = adv.success_weighted(reward, group, adv.inverse_deviation)
+    population = centred / group_std(reward, group, correction=0)
+    torch.testing.assert_close(grpo, population)
+
+
+def test_a_win_rate_sees_only_the_order():
+    group = torch.tensor([0, 0, 0, 1, 1])
+    reward = torch.tensor([0.1, 0.2, 0.2, 5.0, -1.0])
+    found = adv.pairwise(reward, group)
+    assert found.tolist() == pytest.approx([-1 / 3, 1 / 6, 1 / 6, 0.25, -0.25])
+    torch.testing.assert_close(adv.Pairwise()(_table(reward.exp() * 100, group, [1] * 5))[:, 0], found)
+
+
+def test_inverse_success_is_the_gradient_of_the_log_success_rate():
+    """Over large groups: w(p) = 1/p. Here with p exact, for the enumerated policy."""
+    tree = Tree()
+    p = (tree.probabilities() * BINARY).sum()
+    weight = adv.inverse_success(p.detach())
+    torch.testing.assert_close(weight * tree.policy_gradient(BINARY), tree.gradient(p.log()))
+
+
+def test_pass_at_k_refuses_a_group_smaller_than_k():
+    with pytest.raises(InputError, match="group of 1 trajectories, expected at least k = 2"):
+        adv.PassAtK(2)(_table(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 1])))
+
+
+# --- properties ------------------------------------------------------------------------------------------------------
+
+PARTS = [
+    adv.GroupNormalized(),
+    adv.GroupCentred(),
+    adv.LeaveOneOut(),
+    adv.BatchNormalized(),
+    adv.OPO(),
+    adv.GPG(),
+    adv.SuccessWeighted(),
+    adv.SuccessWeighted(adv.even),
+    adv.Pairwise(),
+    adv.Pairwise(torch.tanh),
+    adv.GDPO(),
+    adv.ReinforcePlusPlus(),
+    adv.Reinforce(),
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rewards=st.lists(st.sampled_from([0.0, 0.5, 1.0, -2.0]), min_size=6, max_size=6),
+    order=st.permutations(range(6)),
+    part=st.sampled_from(PARTS),
+)
+def test_the_order_of_trajectories_does_not_matter(rewards, order, part):
+    reward, group = torch.tensor(rewards), torch.tensor([0, 0, 0, 1, 1, 2])
+    plain = part(_table(reward, group, [1, 3, 2, 3, 1, 2]))
+    lengths = torch.tensor([1, 3, 2, 3, 1, 2])[list(order)].tolist()
+    moved = part(_table(reward[list(order)], group[list(order)], lengths))
+    torch.testing.assert_close(moved, plain[list(order)], atol=1e-5, rtol=1e-5)
+    assert plain.isfinite().all()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_constant_rewards_single_members_and_padding(part):
+    group = torch.tensor([0, 0, 1])
+    table = _table(torch.tensor([1.0, 1.0, 1.0]), group, [2, 3, 1])
+    found = part(table)
+    assert found.isfinite().all() and (found[~table.mask] == 0).all()
+    assert found.abs().max() < 1e-3, "equal rewards teach nothing"
+    longer = table.having()
+    wide = Rollouts(
+        {"reward": longer.reward, "group": group, "mask": torch.nn.functional.pad(longer.mask, (0, 2))},
+        rewards=longer.rewards,
+    )
+    torch.testing.assert_close(part(wide)[:, :3], found)
+
+
+def test_group_statistics_against_loops():
+    torch.manual_seed(0)
+    x, group = torch.randn(7), torch.tensor([2, 0, 0, 2, 2, 1, 0])
+    member = torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool()
+    for i in range(7):
+        mates = [j for j in range(7) if group[j] == group[i]]
+        counted = x[[j for j in mates if member[j]]]
+        assert group_mean(x, group, member)[i].item() == pytest.approx(float(counted.mean()), abs=1e-6)
+        expected = float(counted.std()) if len(counted) > 1 else 0.0
+        assert group_std(x, group, member)[i].item() == pytest.approx(expected, abs=1e-6)
+        others = [j for j in mates if j != i]
+        expected = float(x[others].mean()) if others else float(x[i])
+        assert leave_one_out_mean(x, group)[i].item() == pytest.approx(expected, abs=1e-6)
