@@ -151,7 +151,8 @@ class Scheduled(Part):
     """A field as a function of the step: from `start` to `end` over `steps`, by `shape`, after `delay` steps.
 
     Attributes:
-        shape: `linear` (none), `cosine` or `last_fifth`: progress in [0, 1] to progress in [0, 1].
+        shape: `linear` (none), `cosine`, `last_fifth` or `warmup_stable_decay`: progress in [0, 1] to the share of
+            the way from `start` to `end`.
     """
 
     field: str = "regularizers.kl.coef"
@@ -179,8 +180,41 @@ def cosine(done: float) -> float:
 
 
 def last_fifth(done: float) -> float:
-    """Constant, then a linear change over the last fifth (warm-up, stable, decay)."""
+    """Constant, then a linear change over the last fifth."""
     return max(0.0, (done - 0.8) / 0.2)
+
+
+def warmup_stable_decay(done: float) -> float:
+    """Up over the first tenth, constant, back over the last fifth (MiniCPM, arXiv 2404.06395).
+
+    >>> [round(warmup_stable_decay(d), 2) for d in (0.0, 0.05, 0.5, 0.9, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    return min(1.0, done / 0.1, (1 - done) / 0.2)
+
+
+@dataclass(frozen=True)
+class Phases(Part):
+    """A field that takes one value after another: `values[i]` from step `starts[i]` on (steps count from 1).
+
+    Before the first start the field is left as the method has it. What holds at step s was set after step s - 1.
+    """
+
+    field: str = "regularizers.entropybonus.coef"
+    starts: tuple[int, ...] = (1,)
+    values: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self):
+        if len(self.starts) != len(self.values) or list(self.starts) != sorted(self.starts):
+            raise InputError(
+                f"Phases: starts={self.starts}, values={self.values}, expected as many values, starts in order"
+            )
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        following = self.memory.get("step", 0) + 2
+        self.memory["step"] = following - 1
+        begun = [value for start, value in zip(self.starts, self.values, strict=True) if start <= following]
+        return {self.field: begun[-1]} if begun else {}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from surefoot.errors import InputError
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -42,24 +43,68 @@ def tsallis_entropy(logp: Float[Tensor, "*s v"], q: float) -> Float[Tensor, "*s"
 
 def bucket_entropy(logp: Float[Tensor, "*s v"], bucket: Int[Tensor, "v"], buckets: int) -> Float[Tensor, "*s"]:
     """Entropy over buckets of candidates that mean the same (semantic entropy, arXiv 2302.09664)."""
-    mass = torch.zeros(*logp.shape[:-1], buckets, dtype=logp.dtype).index_add(-1, bucket, logp.exp())
+    mass = logp.new_zeros(*logp.shape[:-1], buckets).index_add(-1, bucket, logp.exp())
     return -(mass * mass.clamp_min(torch.finfo(mass.dtype).tiny).log()).sum(-1)
 
 
 @dataclass(frozen=True)
+class Nucleus(Part):
+    """`nucleus_entropy`: uncertainty among the candidates that matter, not the mass of a long tail."""
+
+    top_p: float = 0.95
+
+    def __call__(self, logp: Float[Tensor, "*s v"]) -> Float[Tensor, "*s"]:
+        return nucleus_entropy(logp, self.top_p)
+
+
+@dataclass(frozen=True)
+class Tsallis(Part):
+    """`tsallis_entropy`: q above 1 looks less at rare candidates than Shannon's does."""
+
+    q: float = 2.0
+
+    def __call__(self, logp: Float[Tensor, "*s v"]) -> Float[Tensor, "*s"]:
+        return tsallis_entropy(logp, self.q)
+
+
+@dataclass(frozen=True)
+class Buckets(Part):
+    """`bucket_entropy` for a map of the vocabulary to meanings, numbered from 0."""
+
+    of: tuple[int, ...] = ()
+
+    def __call__(self, logp: Float[Tensor, "*s v"]) -> Float[Tensor, "*s"]:
+        if len(self.of) != logp.shape[-1]:
+            raise InputError(f"Buckets.of: {len(self.of)} entries, expected one a candidate ({logp.shape[-1]})")
+        return bucket_entropy(logp, torch.tensor(self.of, device=logp.device), max(self.of) + 1)
+
+
+@dataclass(frozen=True)
 class EntropyBonus(Part):
-    """`-coef * H(pi(.|s_t))` on every step; a coefficient of 0 reads nothing."""
+    """`-coef * H(pi(.|s_t))` on every step; a coefficient of 0 reads nothing.
+
+    Attributes:
+        kind: `Nucleus`, `Tsallis` or `Buckets`, which need the whole vocabulary; none for Shannon's entropy.
+    """
 
     coef: float = 0.001
+    kind: Part | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ("entropy", "mask") if self.coef else ()
+        if not self.coef:
+            return ()
+        return ("entropy", "mask") if self.kind is None else ("logits", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        mask = rollouts.mask
         if not self.coef:
-            return torch.zeros_like(rollouts.mask, dtype=torch.float32)
-        return -self.coef * rollouts.entropy.where(rollouts.mask, 0.0)
+            return torch.zeros_like(mask, dtype=torch.float32)
+        if self.kind is None:
+            value = rollouts.entropy
+        else:
+            value = self.kind(rollouts.logits.where(mask[..., None], 0.0))
+        return -self.coef * value.where(mask, 0.0)
 
 
 @dataclass(frozen=True)

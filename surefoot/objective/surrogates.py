@@ -162,6 +162,9 @@ class SAPO(_Ratio):
 class ClipCov(Clip):
     """Clip, and no gradient for a random few tokens of high covariance (Clip-Cov, arXiv 2505.22617, eq. 13-14).
 
+    Covariances are of `old_logp` and over the table at hand (verl: the current log-probabilities, the same at the first
+    update); draws are a function of how many were made, so that a resumed run repeats them.
+
     Attributes:
         share: of the tokens that lose their gradient.
         floor, ceiling: their covariance lies between these (of the paper's code).
@@ -176,7 +179,8 @@ class ClipCov(Clip):
         cov = covariance(rollouts.old_logp, rollouts.advantage, rollouts.mask)
         high = ((cov > self.floor) & (cov < self.ceiling) & rollouts.mask).flatten().nonzero().flatten()
         count = max(1, int(self.share * rollouts.mask.sum()))
-        drawn = high[torch.randperm(len(high))[:count]]
+        self.memory["draws"] = self.memory.get("draws", 0) + 1
+        drawn = high[torch.randperm(len(high), generator=torch.Generator().manual_seed(self.memory["draws"]))[:count]]
         stopped = torch.zeros(loss.numel(), dtype=torch.bool).index_fill(0, drawn, True).view_as(loss)
         return torch.where(stopped, loss.detach(), loss)
 
@@ -186,6 +190,7 @@ class KLCov(_Ratio):
     """A KL penalty on the tokens of highest covariance, no clip (KL-Cov, arXiv 2505.22617, eq. 11-12).
 
     The penalty is |log rho| as in the authors' code (verl), which is not a KL estimate; `coef` and `share` are theirs.
+    Covariances are as in `ClipCov`.
     """
 
     share: float = 2e-4
@@ -206,7 +211,8 @@ class TrustRegion(_Ratio):
     """No gradient for a token that has left the trust region and would go further (DPPO, arXiv 2602.04879).
 
     The region is a bound on a divergence of the sampled token's two-outcome distributions (the paper's "binary"
-    form), not on the ratio: rare tokens may move far in ratio and hardly in probability. OUR READING of its mask.
+    form), not on the ratio: rare tokens may move far in ratio and hardly in probability. The mask is that of the
+    authors' code in verl (equal gradients, tests/parity); a stopped token's loss is 0 here and constant there.
 
     Attributes:
         divergence: `binary_tv` or `binary_kl`.

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from surefoot.errors import InputError
 from surefoot.objective import controllers as c
 
 ALL = [
@@ -41,3 +42,20 @@ def test_an_average_is_not_passed_on_when_its_metric_is_missing():
     assert smoothed({"loss": 1.0}) == {}
     assert smoothed.state_dict()["averages"]["kl"] == before["averages"]["kl"]
     assert smoothed.state_dict()["inner"] == before["inner"]
+
+
+def test_phases_hold_from_their_first_step_on():
+    part = c.Phases("f", starts=(1, 4, 5), values=(0.1, 0.2, 0.3)).fresh()
+    at = {step + 1: part({}) for step in range(1, 6)}  # what the controller says after a step holds at the next
+    assert [at[s]["f"] for s in (2, 3, 4, 5, 6)] == [0.1, 0.1, 0.2, 0.3, 0.3]
+    late = c.Phases("f", starts=(3,), values=(0.5,)).fresh()
+    assert late({}) == {} and late({}) == {"f": 0.5}
+    with pytest.raises(InputError, match="expected as many values"):
+        c.Phases(starts=(1, 2), values=(0.0,))
+
+
+def test_warmup_stable_decay():
+    part = c.Scheduled(start=0.0, end=2.0, steps=20, shape=c.warmup_stable_decay).fresh()
+    found = [part({})["regularizers.kl.coef"] for _ in range(21)]
+    assert found[:2] == pytest.approx([1.0, 2.0]) and found[2:16] == pytest.approx([2.0] * 14)
+    assert found[16:] == pytest.approx([1.5, 1.0, 0.5, 0.0, 0.0])
