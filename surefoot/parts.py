@@ -34,11 +34,13 @@ class Part:
         reads: columns that must be in the table when the part is called (a class attribute, or a property where
             it depends on the part's fields: a KL with coefficient 0 reads nothing).
         adds: columns that the part returns beside its main result; a part that adds columns returns a dict.
+        whole_groups: the part compares the rows of a group in the update, so a microbatch must not split one.
         memory: what the part remembers between calls, saved in checkpoints; never part of its identity.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
     adds: ClassVar[tuple[str, ...]] = ()
+    whole_groups: ClassVar[bool] = False
     memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False, kw_only=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

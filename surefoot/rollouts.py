@@ -54,6 +54,7 @@ returns       | n t   | float | method  | target of the value function
 weight        | n t   | float | method  | factor on the loss of each step
 old_logp      | n t   | float | signal  | log-probability when the batch was made (trainer's numerics)
 old_entropy   | n t   | float | signal  | entropy of the step's distribution when the batch was made, nats
+old_collision | n t   | float | signal  | log sum_v pi(v)^2 of the step's distribution when the batch was made
 old_value     | n t   | float | signal  | value before each step when the batch was made
 ref_logp      | n t   | float | signal  | log-probability under the reference policy
 ref_logits    | n t v | float | signal  | log-probabilities of all candidates under the reference policy
@@ -61,6 +62,7 @@ teacher_logp  | n t   | float | signal  | log-probability under the teacher poli
 teacher_logits | n t v | float | signal | log-probabilities of all candidates under the teacher policy
 logp          | n t   | float | live    | log-probability of each step under the current policy, with gradient
 entropy       | n t   | float | live    | entropy of the current policy at each step, nats, with gradient
+collision     | n t   | float | live    | log sum_v pi(v)^2 of the current policy at each step, without gradient
 value         | n t   | float | live    | value before each step, with gradient
 logits        | n t v | float | live    | log-probabilities of all candidates under the current policy, with gradient
 hidden        | n t d | float | live    | last hidden state before each step, with gradient

@@ -67,6 +67,30 @@ def token_logp(
     return (logp, uncertainty) if entropy else logp
 
 
+@torch.no_grad()
+def log_collision(
+    hidden: Float[Tensor, "n d"],
+    weight: Float[Tensor, "v d"],
+    *,
+    bias: Float[Tensor, "v"] | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Float[Tensor, "n"]:
+    """`log sum_v pi(v)^2`, the chance that two draws agree, without gradient; a chunk of logits at a time.
+
+    Args:
+        chunk: rows at a time; by default as many as fit `CELLS` logits.
+
+    >>> log_collision(torch.zeros(1, 2), torch.eye(4)[:, :2]).exp()
+    tensor([0.2500])
+    """
+    out = working(hidden.new_empty(len(hidden)))
+    for piece in _slices(len(hidden), chunk or max(1, CELLS // len(weight))):
+        logits = working(F.linear(hidden[piece], weight, bias)) / temperature
+        out[piece] = (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+    return out
+
+
 class _Chunked(torch.autograd.Function):
     """Forward keeps one log-partition (and entropy) a row; backward makes each chunk's logits again.
 

@@ -266,8 +266,8 @@ def pairs(group: Int[Tensor, "n"], reward: Float[Tensor, "n"]) -> tuple[Int[Tens
     if (count != 2).any():
         odd = int((count != 2).nonzero()[0])
         raise InputError(
-            f"preference pairs: group {int(keys[odd])} has {int(count[odd])} trajectories, expected 2 (a microbatch "
-            "must not split a pair: raise train.micro_tokens)"
+            f"preference pairs: group {int(keys[odd])} has {int(count[odd])} trajectories, expected 2 "
+            "(--set prompts.rollouts=2)"
         )
     two = row.argsort(stable=True).view(-1, 2)
     swap = reward[two[:, 1]] > reward[two[:, 0]]
@@ -317,12 +317,12 @@ class LogOdds(Part):
 
 @dataclass(frozen=True)
 class OnPolicyWeight(Part):
-    """`on_policy_weight` (WPO) of each response; needs the whole vocabulary's log-probabilities."""
+    """`on_policy_weight` (WPO) of each response."""
 
-    reads = ("logp", "logits", "mask")
+    reads = ("logp", "collision", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
-        return on_policy_weight(rollouts.logp, (2 * rollouts.logits.detach()).logsumexp(-1), rollouts.mask)
+        return on_policy_weight(rollouts.logp, rollouts.collision, rollouts.mask)
 
 
 @dataclass(frozen=True)
@@ -460,6 +460,8 @@ class Preference(Part):
     weight: Part | None = None
     coef: float = 1.0
 
+    whole_groups = True
+
     @property
     def reads(self) -> tuple[str, ...]:
         extra = self.weight.reads if self.weight else ()
@@ -499,6 +501,8 @@ class ChosenLikelihood(Part):
 
     coef: float = 1.0
     mean: bool = True
+
+    whole_groups = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -547,6 +551,8 @@ class Ranking(Part):
 
     beta: float = 0.1
     score: Part = LogRatio()
+
+    whole_groups = True
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from surefoot.errors import InputError, nearest
-from surefoot.objective.chunked import token_logp
+from surefoot.objective.chunked import log_collision, token_logp
 from surefoot.policies import llama
 from surefoot.rollout.native import Sampling, generate
 from surefoot.rollouts import Rollouts
@@ -57,7 +57,7 @@ class CausalLM:
     """
 
     kind = "causal-lm"
-    live = ("logp", "entropy", "value", "logits", "hidden")
+    live = ("logp", "entropy", "collision", "value", "logits", "hidden")
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "model", fast: bool = True):
         self.model: Any = model.eval()
@@ -209,6 +209,9 @@ class CausalLM:
                 out["logp"] = _scatter(logp, present)
             if entropy is not None:
                 out["entropy"] = _scatter(entropy, present)
+        if "collision" in want:
+            collision = log_collision(hidden, head.weight, bias=head.bias, temperature=temperature)
+            out["collision"] = _scatter(collision, present)
         if "value" in want:
             out["value"] = _scatter(self.critic()(hidden).float()[:, 0], present)
         if "hidden" in want:

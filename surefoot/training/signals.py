@@ -12,7 +12,7 @@ from torch import Tensor
 from surefoot.errors import InputError
 from surefoot.rollouts import COLUMNS, MissingColumn, Rollouts
 
-_OLD = {"old_logp": "logp", "old_entropy": "entropy", "old_value": "value"}
+_OLD = {"old_logp": "logp", "old_entropy": "entropy", "old_collision": "collision", "old_value": "value"}
 _REFERENCE = {"ref_logp": "logp", "ref_logits": "logits"}
 _TEACHER = {"teacher_logp": "logp", "teacher_logits": "logits"}
 

@@ -184,7 +184,8 @@ class Trainer:
             weights = weights * minibatch.weight
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {"loss": 0.0}
-        for rows in _microbatches(minibatch, self._learnable(minibatch), self.settings.micro_tokens):
+        whole = any(part.whole_groups for path, part in self.method.parts() if path.split(".")[0] in UPDATE_SLOTS)
+        for rows in _microbatches(minibatch, self._learnable(minibatch), self.settings.micro_tokens, whole):
             micro = minibatch.rows(rows)
             self._backward(micro, weights[rows][:, : micro.steps], log)
         parameters = self.policy.parameters()
@@ -282,7 +283,23 @@ def _minibatches(batch: Rollouts, count: int, rng: np.random.Generator) -> list[
     ]
 
 
-def _microbatches(batch: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
-    """`rows` cut into runs of at most `budget` tokens (at least one row); the split does not change the gradient."""
+def _microbatches(batch: Rollouts, rows: Tensor, budget: int, whole: bool = False) -> list[Tensor]:
+    """`rows` cut into runs of at most `budget` tokens; the split does not change the gradient.
+
+    A run has at least one row, and with `whole` every row of each group that it has.
+    """
+    if not len(rows):
+        return []
     width = batch.steps + (batch.prompt_tokens.shape[1] if "prompt_tokens" in batch else 0)
-    return list(rows.split(max(1, budget // max(1, width)))) if len(rows) else []
+    room = max(1, budget // max(1, width))
+    if not whole:
+        return list(rows.split(room))
+    rows = rows[batch.group[rows].argsort(stable=True)]
+    sizes = batch.group[rows].unique_consecutive(return_counts=True)[1].tolist()
+    cuts, used = [0], 0
+    for size in sizes:
+        if used and used + size > room:
+            cuts.append(cuts[-1] + used)
+            used = 0
+        used += size
+    return [rows[a:b] for a, b in zip(cuts, [*cuts[1:], len(rows)], strict=True)]

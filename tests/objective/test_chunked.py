@@ -166,20 +166,32 @@ def test_worked_numbers_of_the_docstrings():
     assert doctest.testmod(chunked, extraglobs={"torch": torch}).failed == 0
 
 
+def test_the_collision_of_chunks_is_the_plain_one():
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(7, 5, generator=g), torch.randn(11, 5, generator=g)
+    bias = torch.randn(11, generator=g)
+    plain = (2 * ((hidden @ weight.t() + bias) / 0.7).log_softmax(-1)).logsumexp(-1)
+    for chunk in (None, 1, 3, 100):
+        found = chunked.log_collision(hidden, weight, bias=bias, temperature=0.7, chunk=chunk)
+        torch.testing.assert_close(found, plain)
+
+
 PEAK = """
-import resource, sys, torch
+import sys, torch
 torch.set_num_threads(1)
+def peak():  # of this program alone; ru_maxrss would begin with what the parent held when it forked
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 from surefoot.objective.chunked import token_logp, token_logp_plain
 n, v, d = int(sys.argv[2]), int(sys.argv[3]), 64
 hidden = torch.randn(n, d, requires_grad=True)
 weight = torch.randn(v, d, requires_grad=True)
 weight.grad = torch.zeros_like(weight)
 tokens = torch.randint(0, v, (n,))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 f = token_logp if sys.argv[1] == "chunked" else token_logp_plain
 logp, entropy = f(hidden, weight, tokens, entropy=True)
 (logp.sum() + entropy.sum()).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before - weight.numel() * 4 / 1024)
+print(peak() - before - weight.numel() * 4 / 1024)
 """
 
 

@@ -53,7 +53,7 @@ def _table(n=6, t=5, v=7, dtype=torch.float64, seed=0):
         {
             "logp": logp.where(mask, torch.nan).to(dtype),
             "ref_logp": ref.where(mask, -torch.inf).to(dtype),
-            "logits": logits.to(dtype),
+            "collision": (2 * logits).logsumexp(-1).to(dtype),
             "mask": mask,
             "group": group,
             "reward": reward,
@@ -368,7 +368,7 @@ def test_equal_rewards_count_nothing():
 
 def test_a_group_that_is_not_of_two_is_an_error():
     table = _table()
-    with pytest.raises(InputError, match=r"group \d has 1 trajectories, expected 2.*micro_tokens"):
+    with pytest.raises(InputError, match=r"group \d has 1 trajectories, expected 2.*prompts.rollouts"):
         P.DPO(table.rows([0, 1, 2, 3, 4]))
 
 
@@ -431,7 +431,7 @@ def test_bfloat16_columns_give_float32_losses(name):
     exact, rounded = NAMED[name](_table()), NAMED[name](_table(dtype=torch.bfloat16))
     assert rounded.dtype == torch.float32
     table, low = _table(), _table(dtype=torch.bfloat16)
-    same = table.having(**{k: low[k].double() for k in ("logp", "ref_logp", "logits")})
+    same = table.having(**{k: low[k].double() for k in ("logp", "ref_logp", "collision")})
     torch.testing.assert_close(rounded.double(), NAMED[name](same), rtol=2e-4, atol=2e-4)
     assert exact.dtype == torch.float64
 

@@ -178,7 +178,8 @@ def _pairs_table(seed=0):
     table = make(seed, holes=False)
     v = 6
     logits = torch.randn(8, 7, v, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log_softmax(-1)
-    return table.having(group=torch.arange(4).repeat(2), reward=(torch.arange(8) < 4).double(), logits=logits)
+    collision = (2 * logits).logsumexp(-1)
+    return table.having(group=torch.arange(4).repeat(2), reward=(torch.arange(8) < 4).double(), collision=collision)
 
 
 def _dpo(table, loss_type, beta=0.1, smoothing=0.0, **settings):
@@ -202,7 +203,7 @@ def _dpo(table, loss_type, beta=0.1, smoothing=0.0, **settings):
         zeros = torch.zeros_like(logp)
         outputs = SimpleNamespace(
             log_probs=logp * mask,  # TRL's fused head gives 0 off the completion
-            log_sum_sq_probs=(2 * table.logits).logsumexp(-1),
+            log_sum_sq_probs=table.collision,
             entropy=zeros,
             mean_logits=zeros,
             is_top1=zeros.bool(),

@@ -55,11 +55,14 @@ def test_values_and_gradients_equal_the_slow_twin(prompts, kv_heads):
 
 def test_all_columns_of_one_pass_agree(prompts):
     policy, rollouts = CausalLM(tiny_llama(), _Tokenizer()), _rollouts(prompts)
-    out = policy.score(rollouts, {"logp", "entropy", "logits", "value", "hidden"})
+    out = policy.score(rollouts, {"logp", "entropy", "collision", "logits", "value", "hidden"})
     chosen = out["logits"].gather(2, rollouts.tokens[..., None])[..., 0].where(rollouts.present, 0.0)
     torch.testing.assert_close(out["logp"], chosen)
     assert (out["value"] == 0).all(), "a new value head predicts zero"
-    again = policy.score(rollouts, {"logp", "entropy"})
+    collision = (2 * out["logits"]).logsumexp(-1).where(rollouts.present, 0.0)
+    torch.testing.assert_close(out["collision"], collision)
+    assert not out["collision"].requires_grad
+    again = policy.score(rollouts, {"logp", "entropy", "collision"})
     for name in again:
         torch.testing.assert_close(again[name], out[name], atol=1e-5, rtol=1e-5)
 
