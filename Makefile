@@ -4,13 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint clean
+.PHONY: run test lint parity clean
 
 run: $(VENV)/.core
 	$(BIN)/surefoot train
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# Agreement with TRL and verl. verl pins an older transformers than it needs for its core: hence --no-deps.
+parity: $(VENV)/.test
+	$(PIP) --editable '.[parity]'
+	$(PIP) --no-deps verl==0.9.1
+	$(BIN)/python -m pytest tests/parity
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
