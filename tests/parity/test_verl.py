@@ -48,6 +48,7 @@ from surefoot.objective.surrogates import (
     SAPO,
     Clip,
     ClipCov,
+    EngineCorrected,
     GeometricMean,
     KLCov,
     PolicyGradient,
@@ -64,6 +65,7 @@ core = pytest.importorskip(
     reason="needs verl: pip install --no-deps verl, ray, tensordict, omegaconf>=2.4 (--pre), codetiming, ...",
     exc_type=ImportError,
 )
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights  # noqa: E402
 from verl.workers.config.actor import ActorConfig, PolicyLossConfig  # noqa: E402
 
 
@@ -279,6 +281,23 @@ def test_kl_cov_where_policies_differ_by_a_constant():
     old = table.logp + 0.05
     b = _policy(table, "kl_cov", old=old, loss={"kl_cov_ratio": 0.3, "ppo_kl_coef": 0.7}, **BOUNDS)
     agree(ours(table.having(old_logp=old), TokenMean(), KLCov(share=0.3, coef=0.7)), b)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize(
+    ("threshold", "part"), [(2.0, {"cap": 2.0}), ("0.6_1.5", {"cap": 1.5, "floor": 0.6, "masked": True})]
+)
+def test_engine_correction(level, threshold, part):
+    """Truncated (TIS) and masked (IcePop) importance weights between engine and trainer."""
+    table = make(spread=1.0)
+    table = table.having(rollout_logp=table.ref_logp)
+    theirs, _ = compute_rollout_correction_weights(
+        table.old_logp - table.rollout_logp, table.mask.double(), level, threshold
+    )
+    corrected = EngineCorrected(PolicyGradient(), sequence=level == "sequence", **part)(table)
+    plain = PolicyGradient()(table)
+    _close((corrected / plain)[table.mask], theirs[table.mask])
+    assert theirs[table.mask].unique().numel() >= 2  # some are cut, some are not
 
 
 # --- aggregation --------------------------------------------------------------------------------------------------
