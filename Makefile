@@ -16,6 +16,7 @@ test: $(VENV)/.test
 parity: $(VENV)/.test
 	$(PIP) --editable '.[parity]'
 	$(PIP) --no-deps verl==0.9.1
+	$(BIN)/python -c 'import trl, verl.trainer.ppo.core_algos'
 	$(BIN)/python -m pytest tests/parity
 
 lint: $(VENV)/.test
