@@ -29,10 +29,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
+    from transformers.utils import logging
+
     from surefoot import methods
     from surefoot.comparison.leaderboard import Plan, leaderboard
     from surefoot.comparison.leaderboard_page import write_page
 
+    logging.disable_progress_bar()  # one a loaded checkpoint is noise
     plan = Plan(
         methods=tuple(args.methods or (m for m in methods.names() if ".rlvr." in methods.modules()[m])),
         tasks=tuple(args.task or Plan(()).tasks),

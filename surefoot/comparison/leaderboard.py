@@ -60,6 +60,10 @@ class Plan:
     problems: int = 256
     samples: int = 16
 
+    def shared(self) -> dict[str, Any]:
+        """What all runs of one folder have in common, as plain data; methods and seeds may be added later."""
+        return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in ("methods", "seeds")}))
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -142,8 +146,7 @@ def leaderboard(plan: Plan, out: Path, jobs: int = 1, ray: str | None = None, pr
     check(plan.methods, chosen, range(plan.seeds), {}, jobs)
     for task in plan.tasks:
         tasks.load(task, None)
-    shared = {k: v for k, v in asdict(plan).items() if k not in ("methods", "seeds")}
-    keep_plan(out, json.loads(json.dumps(shared)))
+    keep_plan(out, plan.shared())
     suggested = CausalLM.load(plan.policy).suggested_lr
 
     def run(made: Sequence[Job]) -> None:

@@ -1,0 +1,101 @@
+"""The leaderboard: what is run, what is read from the runs, and what the page says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from surefoot.cli import main
+from surefoot.comparison import leaderboard as L
+from surefoot.comparison.leaderboard_page import page, write_page
+from surefoot.errors import InputError
+from tests.report.folders import lines, make_run
+
+TASK = L.TASKS[0]
+PLAN = L.Plan(
+    ("grpo", "rloo"), (TASK,), seeds=2, steps=20, factors=(0.5, 1.0), stress=(3.0, 10.0), problems=100, samples=4
+)
+
+
+def _runs(out, finals):
+    """Finished run folders wherever the plan looks for them; `finals(stage, method, lr)` is their accuracy."""
+    made = []
+    for method in PLAN.methods:
+        stages = [("tune", f * 1e-3, L.TUNING_SEED) for f in PLAN.factors]
+        stages += [("compare/" + L._folder(TASK), f * 1e-3, s) for f in PLAN.factors for s in range(PLAN.seeds)]
+        stages += [("stress", f * 1e-3, s) for f in PLAN.stress for s in range(PLAN.seeds)]
+        for stage, lr, seed in stages:
+            job = L._job(PLAN, method, TASK, lr, seed, out / stage)
+            final = finals(stage.split("/")[0], method, lr)
+            make_run(job.folder, seed=seed, final=final, method=method, steps=20, rollouts=False, problems=100)
+            (job.folder / "drift.json").write_text('{"kl": 0.125}')
+            made.append(job)
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("leaderboard")
+    L.keep_plan(out, PLAN.shared())
+    made = _runs(out, lambda stage, method, lr: 0.05 if lr > 5e-3 else 0.7 if stage == "stress" else 0.6 + 200 * lr)
+    assert all(job.finished for job in made)
+    return out, L.leaderboard(PLAN, out, progress=False)
+
+
+def test_runs_that_are_there_are_not_run_again_and_the_best_rate_is_compared(found):
+    out, board = found
+    assert {e.lr for e in board.entries} == {1e-3}
+    assert all(row[1e-3] > row[5e-4] for row in board.tuning.values())
+    for e in board.entries:
+        folders = [out / "compare" / L._folder(TASK) / e.method / "lr-0.001" / f"seed-{s}" for s in (0, 1)]
+        records = [json.loads((f / "evaluation.json").read_text()) for f in folders]
+        assert e.pass1 == pytest.approx(np.mean([r["after"]["pass@1"] for r in records]))
+        assert e.ece == pytest.approx(np.mean([r["after"]["ece"] for r in records]))
+        assert e.kl == 0.125 and e.low < e.pass1 < e.high
+    assert json.loads((out / "leaderboard.json").read_text())["entries"][0]["kl"] == 0.125
+
+
+def test_collapse_is_an_end_below_the_beginning(found):
+    rates = {(s.method, s.factor): s.collapsed for s in found[1].stressed}
+    assert rates == {(m, f): 2 * (f == 10.0) for m in PLAN.methods for f in PLAN.stress}
+    assert found[1].stressed[0].interval == pytest.approx((0.0, 1 - 0.025**0.5))
+
+
+def test_a_run_that_a_guard_stopped_counts_and_is_not_started_again(tmp_path):
+    job = L._job(PLAN, "grpo", TASK, 1e-2, 0, tmp_path)
+    job.folder.mkdir(parents=True)
+    (job.folder / "events.jsonl").write_text('{"step": 3, "kind": "stop", "text": "loss is nan"}\n')
+    L.launch([job], 1, None, False)  # would fail: there is nothing to resume
+    assert L.learned(job.folder) == -np.inf
+    stressed = L._stressed("grpo", 10.0, [job])
+    assert stressed.collapsed == 1 and np.isnan(stressed.pass1)
+
+
+def test_spikes_are_counted_against_the_median_before(tmp_path):
+    norms = [1.0] * 6 + [4.9, 5.1, 1.0, 80.0]
+    lines(tmp_path / "metrics.jsonl", [{"step": i + 1, "grad_norm": n} for i, n in enumerate(norms)])
+    assert L.spikes(tmp_path) == 2
+
+
+def test_the_page_says_what_was_found_and_what_it_cannot_see(found, tmp_path):
+    board = found[1]
+    written = write_page(board, tmp_path / "board.md", "surefoot leaderboard grpo rloo")
+    assert {p.name for p in written} >= {"board.md", "board-accuracy.png", "board-stress.png"}
+    text = (tmp_path / "board.md").read_text()
+    assert "half-width of an interval" in text and "(board-accuracy.png)" in text
+    assert "0 of 2 [0, 84] % | 2 of 2 [16, 100] %" in text
+    assert "No difference shown: rloo." in text and "Every method helped." in text
+    rates = text.split("## Tuning")[1]
+    assert "| 5.0e-04 | 1.0e-03 |" in rates and rates.count("**") == 4
+    assert page(board, "c", "a", "s").splitlines()[0] == "# Leaderboard"
+
+
+def test_another_plan_in_the_same_folder_and_unknown_methods_are_refused(found, capsys):
+    out, _ = found
+    with pytest.raises(InputError, match="holds a comparison with steps 20, not 21"):
+        L.leaderboard(replace(PLAN, steps=21), out, progress=False)
+    assert main(["leaderboard", "grppo", "--out", str(out / "no")]) == 2
+    assert "did you mean 'grpo'" in capsys.readouterr().err
