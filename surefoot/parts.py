@@ -35,6 +35,10 @@ class Part:
             it depends on the part's fields: a KL with coefficient 0 reads nothing).
         adds: columns that the part returns beside its main result; a part that adds columns returns a dict.
         whole_groups: the part compares the rows of a group in the update, so a microbatch must not split one.
+        aggregate: (a field of surrogates and regularizers that have it) weights this term's steps by itself, instead of
+            the method's aggregate.
+        observe: (a method of prompts and update parts that have it) called once with every whole batch, before its
+            update: where a part gathers what it remembers, as microbatches may come in any number.
         memory: what the part remembers between calls, saved in checkpoints; never part of its identity.
     """
 

@@ -56,6 +56,10 @@ old_logp      | n t   | float | signal  | log-probability when the batch was mad
 old_entropy   | n t   | float | signal  | entropy of the step's distribution when the batch was made, nats
 old_collision | n t   | float | signal  | log sum_v pi(v)^2 of the step's distribution when the batch was made
 old_value     | n t   | float | signal  | value before each step when the batch was made
+old_kl        | n t   | float | signal  | KL divergence of the step from the reference when the batch was made, exact
+now_logp      | n t   | float | signal  | log-probability as the minibatch finds the policy, before its own update
+now_entropy   | n t   | float | signal  | entropy of the step's distribution as the minibatch finds the policy, nats
+now_kl        | n t   | float | signal  | KL divergence from the reference as the minibatch finds the policy, exact
 ref_logp      | n t   | float | signal  | log-probability under the reference policy
 ref_logits    | n t v | float | signal  | log-probabilities of all candidates under the reference policy
 teacher_logp  | n t   | float | signal  | log-probability under the teacher policy

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from surefoot.errors import InputError
+from surefoot.objective.divergences import REVERSE_KL, f_divergence
 from surefoot.rollouts import COLUMNS, MissingColumn, Rollouts
 
-_OLD = {"old_logp": "logp", "old_entropy": "entropy", "old_collision": "collision", "old_value": "value"}
+_OLD = {
+    "old_logp": "logp",
+    "old_entropy": "entropy",
+    "old_collision": "collision",
+    "old_value": "value",
+    "old_kl": "kl",
+}
+_NOW = {"now_logp": "logp", "now_entropy": "entropy", "now_kl": "kl"}
 _REFERENCE = {"ref_logp": "logp", "ref_logits": "logits"}
 _TEACHER = {"teacher_logp": "logp", "teacher_logits": "logits"}
 
@@ -42,7 +50,7 @@ class Signals:
         missing = {c for c in wanted if c not in rollouts and COLUMNS[c].source == "signal"}
         columns: dict[str, Tensor] = {}
         for source, names, scorer in (
-            ("policy", _OLD, lambda: self.policy),
+            ("policy", _OLD | _NOW, lambda: self.policy),
             ("reference", _REFERENCE, self._reference),
             ("teacher", _TEACHER, self._teacher),
         ):
@@ -52,6 +60,11 @@ class Signals:
                 scored = self._score(scorer(), rollouts, set(mine.values()))
                 columns |= {c: scored[live] for c, live in mine.items()}
         return rollouts.having(None, None, **columns) if columns else rollouts
+
+    def refresh(self, rollouts: Rollouts) -> Rollouts:
+        """The table with its `now_*` columns taken again: the policy has moved since they were."""
+        now = [c for c in rollouts if c in _NOW]
+        return self.fill(rollouts.without(*now), now) if now else rollouts
 
     def _reference(self) -> Any:
         if self.reference is None:
@@ -67,9 +80,18 @@ class Signals:
     def _score(self, policy: Any, rollouts: Rollouts, want: set[str]) -> dict[str, Tensor]:
         pieces = []
         for rows in torch.arange(len(rollouts)).split(self.chunk):
-            scored = policy.score(rollouts.rows(rows), want, self.temperature)
+            scored = self._columns(policy, rollouts.rows(rows), want)
             pieces.append({k: _widen(v, rollouts.steps) for k, v in scored.items()})
         return {k: torch.cat([p[k] for p in pieces]) for k in pieces[0]}
+
+    def _columns(self, policy: Any, rollouts: Rollouts, want: set[str]) -> dict[str, Tensor]:
+        """The policy's columns; `kl` needs all candidates of two policies, of which only their divergence is kept."""
+        if "kl" not in want:
+            return policy.score(rollouts, want, self.temperature)
+        scored = policy.score(rollouts, want - {"kl"} | {"logits"}, self.temperature)
+        other = self._reference().score(rollouts, {"logits"}, self.temperature)["logits"]
+        kl = f_divergence(scored["logits"], other, REVERSE_KL)
+        return {k: v for k, v in scored.items() if k in want} | {"kl": kl}
 
 
 def _widen(x: Tensor, steps: int) -> Tensor:

@@ -58,7 +58,7 @@ class Trainer:
         self._wanted_live = self._live_columns()
         if {"value", "old_value"} & set(self.method.readers()):
             self.policy.critic()
-        if {"ref_logp", "ref_logits"} & set(self.method.readers()):
+        if {"ref_logp", "ref_logits", "old_kl", "now_kl"} & set(self.method.readers()):
             self._reference = self.policy.reference()
         self.signals = Signals(self.policy, reference=lambda: self._reference, teacher=self.teacher)
         s = self.settings
@@ -150,9 +150,13 @@ class Trainer:
             chosen = method.select(batch).bool()
             batch = batch.having(mask=batch.mask & (chosen[:, None] if chosen.ndim == 1 else chosen))
             reads = set(method.readers(*UPDATE_SLOTS))
-            if method.update.epochs * method.update.minibatches == 1:
+            if method.update.epochs * method.update.minibatches == 1 and "old_logp" not in method.aggregate.reads:
                 reads -= {"old_logp"}  # the policy has not moved: the update's own forward pass gives it
-            return self.signals.fill(batch, reads)
+            batch = self.signals.fill(batch, reads)
+            for path, part in method.parts():
+                if path.split(".")[0] in UPDATE_SLOTS and hasattr(part, "observe"):
+                    part.observe(batch)  # pyright: ignore[reportAttributeAccessIssue]
+            return batch
 
     def _with_old_logp(self, batch: Rollouts) -> Rollouts:
         """The engine's log-probabilities as `old_logp` where they are the trainer's (see `Settings.engine_logp`)."""
@@ -173,21 +177,20 @@ class Trainer:
         plan, logs = self.method.update, []
         for epoch in range(plan.epochs):
             for rows in _minibatches(batch, plan.minibatches, self._rng(2 + epoch)):
-                logs.append(self._optimizer_step(batch.rows(rows) if plan.minibatches > 1 else batch))
+                minibatch = batch.rows(rows) if plan.minibatches > 1 else batch
+                logs.append(self._optimizer_step(self.signals.refresh(minibatch) if logs else minibatch))
         return {
             k: float(np.mean([log[k] for log in logs if k in log])) for k in dict.fromkeys(k for g in logs for k in g)
         }
 
     def _optimizer_step(self, minibatch: Rollouts) -> dict[str, float]:
-        weights = self.method.aggregate(minibatch)
-        if "weight" in minibatch:
-            weights = weights * minibatch.weight
+        weights = self._weights(minibatch)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {"loss": 0.0}
         whole = any(part.whole_groups for path, part in self.method.parts() if path.split(".")[0] in UPDATE_SLOTS)
         for rows in _microbatches(minibatch, self._learnable(minibatch), self.settings.micro_tokens, whole):
             micro = minibatch.rows(rows)
-            self._backward(micro, weights[rows][:, : micro.steps], log)
+            self._backward(micro, {path: w[rows][:, : micro.steps] for path, w in weights.items()}, log)
         parameters = self.policy.parameters()
         limit = self.method.update.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
@@ -200,31 +203,40 @@ class Trainer:
         means = {k[5:]: log.pop(k) / counted for k in list(log) if k.startswith("_sum_") and counted}
         return log | means | {"grad_norm": float(norm), "lr": lr}
 
-    def _backward(self, micro: Rollouts, weights: Tensor, log: dict[str, float]) -> None:
+    def _terms(self) -> list[tuple[str, Any]]:
+        """The parts whose losses add up, by path."""
+        return [(p, part) for p, part in self.method.parts() if p == "surrogate" or p.startswith("regularizers.")]
+
+    def _weights(self, minibatch: Rollouts) -> dict[str, Tensor]:
+        """The weights of each term's steps: by the method's aggregate, or by its own where the part brings one."""
+        common = self.method.aggregate(minibatch)
+        factor = minibatch.weight if "weight" in minibatch else 1.0
+        own = {path: getattr(part, "aggregate", None) for path, part in self._terms()}
+        return {path: (part(minibatch) if part else common) * factor for path, part in own.items()}
+
+    def _backward(self, micro: Rollouts, weights: dict[str, Tensor], log: dict[str, float]) -> None:
         """Loss and gradient of one microbatch; adds what it measured to `log`."""
         self.forwards += 1
         micro = micro.having(**self.policy.score(micro, self._wanted_live, self.signals.temperature))
         if "old_logp" not in micro:
             micro = micro.having(old_logp=micro.logp.detach())
         loss = micro.logp.new_zeros(())
-        for path, part in self.method.parts():
-            if path == "surrogate" or path.startswith("regularizers."):
-                require(micro, path, part)
-                term = part(micro)
-                scaled = weights * term.where(weights != 0, 0.0) if term.ndim == 2 else weights.sum(1) * term
-                check_loss(scaled.sum(), term, weights, micro, self.step)
-                loss = loss + scaled.sum()
+        for path, part in self._terms():
+            require(micro, path, part)
+            term, w = part(micro), weights[path]
+            scaled = w * term.where(w != 0, 0.0) if term.ndim == 2 else w.sum(1) * term
+            check_loss(scaled.sum(), term, w, micro, self.step)
+            loss = loss + scaled.sum()
         if loss.requires_grad:
             loss.backward()
         log["loss"] += float(loss.detach())
         with torch.no_grad():
             counted = float(micro.mask.sum())
             log["_counted"] = log.get("_counted", 0.0) + counted
-            for path, part in self.method.parts():
-                if path == "surrogate" or path.startswith("regularizers."):
-                    measure = getattr(part, "metrics", None)
-                    for name, value in (measure(micro) if measure else {}).items():
-                        log[f"_sum_{name}"] = log.get(f"_sum_{name}", 0.0) + float(value) * counted
+            for _, part in self._terms():
+                measure = getattr(part, "metrics", None)
+                for name, value in (measure(micro) if measure else {}).items():
+                    log[f"_sum_{name}"] = log.get(f"_sum_{name}", 0.0) + float(value) * counted
             if "ref_logp" in micro:
                 gap = (micro.ref_logp - micro.logp)[micro.mask]
                 log["_sum_kl"] = log.get("_sum_kl", 0.0) + float((gap.exp() - 1 - gap).sum())
