@@ -169,8 +169,7 @@ def sqirl(
 
 def dense(mdp: MDP) -> Float[np.ndarray, "s a s"]:
     """P as an array, which is faster to sample where there are few states."""
-    rows = mdp.rows.toarray() if sparse.issparse(mdp.rows) else mdp.rows
-    return np.reshape(rows, (mdp.states, mdp.actions, mdp.states))
+    return sparse.csr_matrix(mdp.rows).toarray().reshape(mdp.states, mdp.actions, mdp.states)
 
 
 def sticky(mdp: MDP, chance: float = 0.25) -> MDP:
