@@ -42,10 +42,10 @@ CARD = {  # N, n -> plain, clone, DemoReg with 100 seeds
 METHODS = ("plain", "clone", "DemoReg")
 NOTES = (
     "On the lock the episodes needed follow ((N + A) / (N + 1))^8, the inverse of the clone's chance to open it: they "
-    "fall faster than 1 / N. The online method's bonus constant .1 is tuned, not the paper's, and its true regret is far "
-    "below what it certifies. C is a negative: with 100 episodes plain learning has the lower regret, as the price "
-    "beta KL of a fixed beta stays. (The card's plain .035 and DemoReg .078 at N=2, n=20 learn one model for all steps; "
-    "with a model a step, as here, the two are level there and DemoReg leads from N=5 on.)"
+    "fall faster than 1 / N. The online method's bonus constant .1 is tuned, not the paper's, and its true regret is "
+    "far below what it certifies. C is a negative: with 100 episodes plain learning has the lower regret, as the price "
+    "beta KL of a fixed beta stays. (The card's plain .035 and DemoReg .078 at N=2, n=20 learn one model for all "
+    "steps; with a model a step, as here, the two are level there and DemoReg leads from N=5 on.)"
 )
 
 

@@ -196,7 +196,7 @@ def notes(locks: Sequence[Case], full: bool) -> str:
         "A^H is an upper bound: on plain locks k = 1 needs as few episodes as k = L, though H_1 is twice H_L.",
         "Within one A the horizon ranks the locks; across A the bound is A^H, whose logarithm is 'horizon log A'. The "
         "rivals, T ('steps') and how many pairs can be met ('pairs'), rank locks as well: a lock's L sets all of them.",
-        "Random problems differ too little in their horizon to be ranked by it." if full else "",
+        "On random problems A^H is far above the episodes needed, and does not rank them." if full else "",
         "FrozenLake and the sticky grids are on tables; the paper's networks, PPO and DQN are not run." if full else "",
     ]
     said += [f"{c.name}: k = {c.early} below min_k = {c.horizon.min_k} reached the optimum." for c in locks if c.early]
@@ -242,12 +242,12 @@ def _draw(folder: Path, locks: Sequence[Case], others: dict[str, list[Case]]) ->
         left.legend(fontsize=7)
         longest = [kinds[f"{kind}, A={A}"][-1] for A in (2, 3) for kind in ("plain", "deceptive")]
         highest = 2 * max(m for c in longest for m in c.needed.values() if np.isfinite(m))
-        for colour, c in zip(COLOURS, longest, strict=False):
+        for i, (colour, c) in enumerate(zip(COLOURS, longest, strict=False)):
             k = np.array(list(c.needed))
             m = np.array(list(c.needed.values()))
             solved = np.isfinite(m)
             right.semilogy(k[solved], m[solved], "o-", color=colour, markersize=4, label=c.name)
-            right.semilogy(k[~solved], np.full((~solved).sum(), highest), "x", color=colour)
+            right.semilogy(k[~solved], np.full((~solved).sum(), highest * 1.3**i), "x", color=colour)
         right.set(xlabel="k", ylabel="episodes a step", title="By k (crosses at the top: never)")
         right.legend(fontsize=7)
         return save(figure, folder / "sqirl")[0]
