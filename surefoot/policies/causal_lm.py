@@ -89,7 +89,7 @@ class CausalLM:
             folder, kwargs = where.parent, {"gguf_file": where.name}
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs)
+            model = dequantized(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs))
         except (OSError, ValueError, KeyError, RuntimeError) as e:
             raise InputError(f"policy {name!r}: cannot be loaded ({_first_line(e)})") from None
         except Exception as e:  # safetensors' own error class derives from Exception alone
@@ -326,6 +326,16 @@ class LoRAOff:
     def score(self, rollouts: Rollouts, want: Collection[str], temperature: float = 1.0) -> dict[str, Tensor]:
         with self._policy.model.disable_adapter():
             return self._policy.score(rollouts, want, temperature)
+
+
+def dequantized(model: Any) -> Any:
+    """A model read from GGUF holds plain weights already; forget where they came from, so that it can be saved."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer = None
+        model.is_quantized = False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    return model
 
 
 def _with_lora(model: nn.Module, rank: int) -> nn.Module:

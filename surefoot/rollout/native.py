@@ -28,6 +28,7 @@ class Sampling:
         top_k: keep this many; 0 keeps all.
         min_p: keep tokens with at least this share of the largest probability; 0 keeps all.
         max_new_tokens: length at which a row is cut (`truncated`).
+        suppress: tokens that are never sampled.
     """
 
     temperature: float = 1.0
@@ -35,6 +36,7 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     max_new_tokens: int = 64
+    suppress: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
@@ -47,12 +49,14 @@ class Sampling:
     @property
     def truncates(self) -> bool:
         """Whether some tokens have probability zero that the policy gives more."""
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0 or self.temperature == 0
+        return bool(self.top_p < 1 or self.top_k > 0 or self.min_p > 0 or self.temperature == 0 or self.suppress)
 
 
 def log_distribution(logits: Float[Tensor, "b v"], sampling: Sampling) -> Float[Tensor, "b v"]:
     """Log-probabilities of the sampling distribution, float32; -inf on the tokens that truncation removed."""
     logits = logits.float()
+    if sampling.suppress:
+        logits = logits.index_fill(-1, torch.tensor(sampling.suppress, device=logits.device), -torch.inf)
     if sampling.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
@@ -128,7 +132,7 @@ def generate(
         stop: token ids that end a row.
         fast: use the packed Llama decoder where it applies; else the Hugging Face forward (the slow twin).
     """
-    decoder = (_PackedDecoder if fast and llama.supported(model) else _HuggingFaceDecoder)(model, prompts, valid, group)
+    engine = decoder(model, prompts, valid, group, fast)
     rows, limit = len(group), sampling.max_new_tokens
     out_tokens = torch.full((rows, limit), pad)
     out_logp = torch.zeros(rows, limit)
@@ -137,7 +141,7 @@ def generate(
     u = uniforms(seeds, limit)
     alive = torch.arange(rows)  # row of the table behind each row of the decoder
     done = torch.zeros(rows, dtype=torch.bool)  # along the decoder's rows
-    logits = decoder.first()
+    logits = engine.first()
     for t in range(limit):
         logp = log_distribution(logits.cpu(), sampling)
         token = draw(logp, u[alive, t])
@@ -151,13 +155,25 @@ def generate(
             break
         if remaining <= 0.85 * len(done):  # a copy of the cache is paid only when it saves enough
             keep = (~done).nonzero().flatten()
-            decoder.keep(keep)
+            engine.keep(keep)
             alive, token, done = alive[keep], token[keep], done[keep]
-        logits = decoder.step(token)
+        logits = engine.step(token)
     ended = torch.isin(out_tokens[torch.arange(rows), length - 1], stops)
     longest = int(length.max()) if rows else 0
     present = torch.arange(longest) < length[:, None]
     return Generation(out_tokens[:, :longest], out_logp[:, :longest], present, ~ended)
+
+
+def decoder(
+    model: Any, prompts: Int[Tensor, "m p"], valid: Tensor, group: Int[Tensor, "n"], fast: bool = True, block: int = 64
+) -> _PackedDecoder | _HuggingFaceDecoder:
+    """Rows that continue prompt `group[i]` a token at a time: `first` and `step` give logits [n v], `keep` takes rows.
+
+    `keep` may repeat a row, so that a prefix branches; it copies the cache, which grows by `block` steps at a time.
+    """
+    if fast and llama.supported(model):
+        return _PackedDecoder(model, prompts, valid, group, block)
+    return _HuggingFaceDecoder(model, prompts, valid, group)
 
 
 class _PackedDecoder:
@@ -168,10 +184,8 @@ class _PackedDecoder:
     wide as the largest group left.
     """
 
-    block = 64  # the rows' own cache grows by so many steps at a time
-
-    def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor):
-        self.model, self.stack = model, llama.Stack(model, fused=True)
+    def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor, block: int = 64):
+        self.model, self.stack, self.block = model, llama.Stack(model, fused=True), block
         self.device = next(model.parameters()).device
         prompts, valid, group = (x.to(self.device) for x in (prompts, valid, group))
         hidden, self.prompt_keys, self.prompt_values = llama.prefill(self.stack, prompts, valid)
