@@ -84,9 +84,7 @@ def make_trainer(case: Case, device: str, fast: bool = True) -> Trainer:
     policy.model.to(device)
     problems = [Problem(q, "") for q in questions(case)]
     task = TextTask(case.name, problems, problems[:1], trivial_reward, case.limit)
-    settings = Settings(
-        lr=case.lr, warmup=0, beta1=case.beta1, beta2=case.beta2, weight_decay=case.weight_decay
-    )
+    settings = Settings(lr=case.lr, warmup=0, beta1=case.beta1, beta2=case.beta2, weight_decay=case.weight_decay)
     return Trainer(policy, task, method_of(case, policy.stop), settings)
 
 
@@ -232,6 +230,9 @@ def trl(case: Case, device: str, requests: Iterable[str], say: Say) -> None:
 class _Clock:
     """Seconds of a TRL step by phase: `_generate`, the rest of making the batch, everything after."""
 
+    prompts: list[Any]
+    completions: list[Any]
+
     def watch(self, trainer: Any) -> None:
         for name in ("_generate", "_generate_and_score_completions"):
             setattr(trainer, name, self._timed(name, getattr(trainer, name)))
@@ -273,8 +274,8 @@ class _Clock:
 
 def make_trl(case: Case, device: str, folder: str, callback: Any) -> Any:
     """TRL's trainer with the settings of the case: full precision, no recomputation, nothing saved."""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage, reportMissingImports]
 
     where = str(find(case.policy))
     policy = CausalLM.load(case.policy)

@@ -60,7 +60,9 @@ def summary(
 ) -> dict[str, Any]:
     """Medians by side and phase, spreads (quartiles of the step), ratios of medians, peak memory in MB."""
     medians = {
-        side: {name: statistics.median(r[name] for r in rows) for name in (*PHASES, "tokens", "longest", "prompt_tokens")}
+        side: {
+            name: statistics.median(r[name] for r in rows) for name in (*PHASES, "tokens", "longest", "prompt_tokens")
+        }
         for side, rows in records.items()
     }
     spread = {side: quartiles([r["total"] for r in rows]) for side, rows in records.items()}
@@ -93,7 +95,9 @@ def against_limits(records: list[dict[str, Any]], limits: list[dict[str, Any]]) 
         "matmul_gflops_per_s": statistics.median(x["matmul_flops_per_s"] for x in limits) / 1e9,
         "step_gflops": statistics.median(x["flops"]["step"] for x in limits) / 1e9,
         "step_limit_s": statistics.median(x["step_limit"] for x in limits),
-        "step_over_limit": statistics.median(r["total"] / x["step_limit"] for r, x in zip(records, limits, strict=True)),
+        "step_over_limit": statistics.median(
+            r["total"] / x["step_limit"] for r, x in zip(records, limits, strict=True)
+        ),
         "decode_share_of_limit": statistics.median(
             x["decode_limit"] / r["generation"] for r, x in zip(records, limits, strict=True)
         ),
@@ -114,7 +118,8 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"  {name:<14}{medians['surefoot'][name]:>10.0f}{medians['trl'][name]:>10.0f}")
     memory = found["peak_memory_mb"]
     lines.append(
-        f"  {'peak MB':<14}{memory['surefoot']:>10.0f}{memory['trl']:>10.0f}{found['memory_ratio']:>8.2f} (ours / TRL's)"
+        f"  {'peak MB':<14}{memory['surefoot']:>10.0f}{memory['trl']:>10.0f}{found['memory_ratio']:>8.2f}"
+        " (ours / TRL's)"
     )
     for name, value in found["limits"].items():
         lines.append(f"  {name:<24}{value:>10.3f}")

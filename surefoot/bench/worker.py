@@ -30,7 +30,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000", "TOKENIZERS_PARALLELISM": "0"},
+            env=os.environ
+            | {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000", "TOKENIZERS_PARALLELISM": "0"},
         )
         self.settings: dict[str, Any] = self._answer()
 

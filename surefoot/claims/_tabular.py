@@ -103,7 +103,7 @@ def learn(method: Method, table: Table, states: Int[Tensor, "n t"], batch: Rollo
 
     with torch.no_grad():
         ref = table.reference[states].gather(-1, actions[..., None])[..., 0]
-        batch = batch.having(ref_logp=ref, **fixed("old"))
+        batch = batch.having(None, None, ref_logp=ref, **fixed("old"))
         for slot in ("reward", "advantage"):
             made = getattr(method, slot)(batch)
             batch = batch.having(**(made if isinstance(made, dict) else {slot: made}))
@@ -112,7 +112,7 @@ def learn(method: Method, table: Table, states: Int[Tensor, "n t"], batch: Rollo
                 part.observe(batch)  # pyright: ignore[reportAttributeAccessIssue]
     for _ in range(method.update.epochs):
         if any(column.startswith("now_") for column in reads):
-            batch = batch.having(**fixed("now"))
+            batch = batch.having(None, None, **fixed("now"))
         (gradient,) = torch.autograd.grad(loss(method, table, states, batch, want), table.weights)
         with torch.no_grad():
             table.weights -= lr * gradient
@@ -121,7 +121,7 @@ def learn(method: Method, table: Table, states: Int[Tensor, "n t"], batch: Rollo
 def loss(method: Method, table: Table, states: Int[Tensor, "n t"], batch: Rollouts, want: set[str]) -> Tensor:
     """The method's loss of a batch that has its fixed columns."""
     live = table.columns(states, batch.tokens, want)
-    batch = batch.having(**{k: v for k, v in live.items() if k in LIVE})
+    batch = batch.having(None, None, **{k: v for k, v in live.items() if k in LIVE})
     common, total = method.aggregate(batch), torch.zeros(())
     for path, part in method.parts():
         if path.split(".")[0] in UPDATE_SLOTS and path != "aggregate":

@@ -23,9 +23,7 @@ from surefoot.objective.aggregation import SequenceMean
 
 MIXES = ((0.5, 0.5), (1.0, 1.0), (5.0, 1.0), (2.0, 3.0))
 JUDGED = MIXES[:2]
-ARMS = {
-    m.name: m.but(regularizers=(), aggregate=SequenceMean()) for m in (DR_GRPO.but(name="reinforce"), GRPO, BNPO)
-}
+ARMS = {m.name: m.but(regularizers=(), aggregate=SequenceMean()) for m in (DR_GRPO.but(name="reinforce"), GRPO, BNPO)}
 PROMPTS, GROUP = 32, 16
 
 

@@ -19,7 +19,7 @@ from surefoot.claims import Claim, Outcome, Size, Verdict
 from surefoot.claims._rates import log_log_slope
 from surefoot.exact.generators import gridworld, lock, open_grid
 from surefoot.exact.mdp import MDP, FiniteHorizon, backward_induction, evaluate_finite, finite_horizon
-from surefoot.methods.theory.sqirl import Horizon, analyse, dense, sqirl, sticky
+from surefoot.methods.theory.sqirl import Horizon, Tables, analyse, dense, sqirl, sticky
 
 Draws = Sequence[tuple[int, int]]
 OFTEN = 0.8  # share of runs that must be optimal
@@ -88,7 +88,9 @@ def needed(problem: FiniteHorizon, k: int, draws: Draws, top: int, share: float)
     best = float(problem.mu @ backward_induction(problem)[0][0])
 
     def often(m: int, look: int) -> bool:
-        values = (value(problem, sqirl(problem, k, m, np.random.default_rng((*draw, m, k, look)))) for draw in draws)
+        values = (
+            value(problem, sqirl(problem, Tables(k), m, np.random.default_rng((*draw, m, k, look)))) for draw in draws
+        )
         return bool(np.mean([v >= share * best for v in values]) >= OFTEN)
 
     return next((float(2**j) for j in range(top + 1) if often(2**j, 0) and often(2**j, 1)), np.inf)
@@ -160,7 +162,9 @@ def frozen_lake(seeds: Sequence[int]) -> Iterable[dict[str, Any]]:
     for m in (16, 64, 256):
         runs = {
             **{
-                f"SQIRL k={k}": [sqirl(problem, k, m, np.random.default_rng((s, m, k)), shared=True) for s in seeds]
+                f"SQIRL k={k}": [
+                    sqirl(problem, Tables(k, shared=True), m, np.random.default_rng((s, m, k))) for s in seeds
+                ]
                 for k in (1, 2, 3)
             },
             "Q-learning": [q_learning(problem, 40 * m, np.random.default_rng((s, m))) for s in seeds],

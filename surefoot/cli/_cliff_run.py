@@ -19,8 +19,9 @@ from surefoot.stability.analysis import ITEMS, Analysis, Question, analyse
 from surefoot.stability.from_samples import Estimate
 from surefoot.stability.samples import read_rollouts, samples_from_rollouts
 
-CAVEAT = ("Samples never prove safety: they bound no distance to a cliff from below. Read 'no cliff seen', "
-          "not 'no cliff'.")
+CAVEAT = (
+    "Samples never prove safety: they bound no distance to a cliff from below. Read 'no cliff seen', not 'no cliff'."
+)
 HEADER = ("", "estimate", "95 % interval", "n", "ESS", "kind", "what it says", "what it cannot say")
 
 
@@ -40,8 +41,10 @@ def show_run(args: argparse.Namespace) -> int:
     samples, span = history, "all steps"
     if history.step is not None:
         last = int(history.step.max())
-        samples, span = history.where(history.step > last - args.window), \
-            f"steps {max(last - args.window + 1, int(history.step.min()))} to {last}"
+        samples, span = (
+            history.where(history.step > last - args.window),
+            f"steps {max(last - args.window + 1, int(history.step.min()))} to {last}",
+        )
     found = analyse(samples, question, history)
     prompts = len({e.prompt for e in found.prompts})
     lead = f"{found.responses} responses to {prompts} prompts in {found.groups} groups, {span}; {about}"
@@ -76,16 +79,29 @@ def ask(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Question, str
     if args.beta:
         beta, about = args.beta[0], f"beta {args.beta[0]:g} as given"
     else:
-        beta = sum(float(r.get("coef", 0.0)) for r in method.get("regularizers", ())
-                   if r.get("reference") == "ref_logp")
-        about = (f"beta {beta:g} is the method's KL coefficient, taken as that on whole responses: advantages divided "
-                 "by a group's deviation, or lengths averaged, make the effective one another (--beta)") if beta else \
-            "beta 0: the method has no KL to the reference"
+        beta = sum(
+            float(r.get("coef", 0.0)) for r in method.get("regularizers", ()) if r.get("reference") == "ref_logp"
+        )
+        about = (
+            (
+                f"beta {beta:g} is the method's KL coefficient, taken as that on whole responses: advantages divided "
+                "by a group's deviation, or lengths averaged, make the effective one another (--beta)"
+            )
+            if beta
+            else "beta 0: the method has no KL to the reference"
+        )
     eps = method.get("advantage", {}).get("eps", 1e-6)
     return Question(
-        beta=beta, ceiling=args.ceiling, tie_tol=args.tie_tol, eps=args.eps, primary=args.primary,
-        group_eps=float(eps) if isinstance(eps, (int, float)) else 1e-6, accepts_wrong=args.false_accept,
-        rejects_right=args.false_reject, audit=_audit(args.audit)), about
+        beta=beta,
+        ceiling=args.ceiling,
+        tie_tol=args.tie_tol,
+        eps=args.eps,
+        primary=args.primary,
+        group_eps=float(eps) if isinstance(eps, (int, float)) else 1e-6,
+        accepts_wrong=args.false_accept,
+        rejects_right=args.false_reject,
+        audit=_audit(args.audit),
+    ), about
 
 
 def _audit(text: str | None) -> tuple[int, int] | None:
@@ -100,8 +116,16 @@ def _audit(text: str | None) -> tuple[int, int] | None:
 def cells(e: Estimate) -> list[str]:
     """An estimate as text."""
     interval = "" if e.interval is None else f"{e.interval[0]:.4g} to {e.interval[1]:.4g}"
-    return [e.name, "not known" if e.value is None else f"{e.value:.4g}", interval, str(e.n),
-            "" if e.ess is None else f"{e.ess:.1f}", "" if e.value is None else e.kind, e.says, e.cannot_say]
+    return [
+        e.name,
+        "not known" if e.value is None else f"{e.value:.4g}",
+        interval,
+        str(e.n),
+        "" if e.ess is None else f"{e.ess:.1f}",
+        "" if e.value is None else e.kind,
+        e.says,
+        e.cannot_say,
+    ]
 
 
 def show(found: Analysis, folder: Path, lead: str, console: Console) -> None:
@@ -123,8 +147,12 @@ def show(found: Analysis, folder: Path, lead: str, console: Console) -> None:
 
 def as_json(found: Analysis, lead: str) -> dict[str, Any]:
     """The analysis as plain data."""
-    return {"about": lead, "caveat": CAVEAT, "run": [_plain(e) for e in found.run],
-            "prompts": [_plain(e) for e in found.prompts]}
+    return {
+        "about": lead,
+        "caveat": CAVEAT,
+        "run": [_plain(e) for e in found.run],
+        "prompts": [_plain(e) for e in found.prompts],
+    }
 
 
 def _plain(e: Estimate) -> dict[str, Any]:
@@ -138,8 +166,10 @@ def write(found: Analysis, folder: Path, lead: str, out: Path) -> Path:
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "analysis.json").write_text(json.dumps(as_json(found, lead), indent=1, allow_nan=False), encoding="utf-8")
-    sections = [(f"{item}. {ITEMS[item]}", drawn.table(HEADER, [cells(e) for e in found.run if e.item == item]))
-                for item in range(1, len(ITEMS))]
+    sections = [
+        (f"{item}. {ITEMS[item]}", drawn.table(HEADER, [cells(e) for e in found.run if e.item == item]))
+        for item in range(1, len(ITEMS))
+    ]
     rows = [[str(e.prompt), f"{e.item}", *cells(e)[:6]] for e in found.prompts]
     sections.append(("Per prompt", drawn.table(("prompt", "item", *HEADER[:6]), rows)))
     return drawn.page(out / "report.html", f"{folder.resolve().name}: from samples", f"{lead}. {CAVEAT}", sections)

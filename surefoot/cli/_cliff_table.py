@@ -87,8 +87,10 @@ def verdict(f: Found) -> str:
         return f"On the cliff: {pair} are equally good in {state}. Any change of the reward, however small, decides."
     if edge.distance <= f.eps:
         return f"Near the cliff: a change of {edge.distance:.4g} makes {pair} equally good in {state}."
-    return (f"Off the cliff: no change below {edge.distance:.4g} changes an optimal action; there, {pair} become "
-            f"equally good in {state}.")
+    return (
+        f"Off the cliff: no change below {edge.distance:.4g} changes an optimal action; there, {pair} become "
+        f"equally good in {state}."
+    )
 
 
 def advice(f: Found) -> list[str]:
@@ -96,11 +98,15 @@ def advice(f: Found) -> list[str]:
     if f.cliff.edge is None:
         return []
     kind = "entropy bonus" if f.symbol == "alpha" else "KL to the reference"
-    said = [f"To keep policies within {f.tv:g} (total variation) when the reward changes by {f.eps:g}: "
-            f"{f.symbol} = {f.asked.alpha:.4g} ({kind}) does it for any reward, at a price of {f.asked.price:.3g}."]
+    said = [
+        f"To keep policies within {f.tv:g} (total variation) when the reward changes by {f.eps:g}: "
+        f"{f.symbol} = {f.asked.alpha:.4g} ({kind}) does it for any reward, at a price of {f.asked.price:.3g}."
+    ]
     if f.asked.at_edge < 0.99 * f.asked.alpha:
-        said.append(f"Along the worst line through your reward {f.symbol} = {f.asked.at_edge:.4g} is enough, at a "
-                    f"price of {max(f.asked.price_at_edge, 0.0):.3g}; other changes of that size may need more.")
+        said.append(
+            f"Along the worst line through your reward {f.symbol} = {f.asked.at_edge:.4g} is enough, at a "
+            f"price of {max(f.asked.price_at_edge, 0.0):.3g}; other changes of that size may need more."
+        )
     if f.asked.greedy:
         said.append(f"This reward needs none of it: its optimal policy survives every change of {f.eps:g}.")
     return said
@@ -110,33 +116,44 @@ def facts(f: Found) -> list[tuple[str, str, str]]:
     """(what, number, how it is known)."""
     c = f.cliff
     tied = int((c.ties[c.decisions] > 1).sum())
-    known = [("states that count", f"{int(c.decisions.sum())} of {len(c.ties)}", "reachable, with a decision"),
-             ("of them with a tie", str(tied), f"highest cliff {c.height[c.decisions].max(initial=0):.4f}")]
+    known = [
+        ("states that count", f"{int(c.decisions.sum())} of {len(c.ties)}", "reachable, with a decision"),
+        ("of them with a tie", str(tied), f"highest cliff {c.height[c.decisions].max(initial=0):.4f}"),
+    ]
     if c.edge is None:
         return known
-    return [*known, ("safe below", f"{c.certified:.6g}", "certificate: (1 - gamma) gap / 2"),
-            ("cliff at", f"{c.edge.distance:.6g}", "exact"),
-            ("crossed at", f"{c.witness:.6g}", "by a reward that was built"),
-            ("no new action below", f"{c.contained:.6g}", "ties can break, nothing else enters")]
+    return [
+        *known,
+        ("safe below", f"{c.certified:.6g}", "certificate: (1 - gamma) gap / 2"),
+        ("cliff at", f"{c.edge.distance:.6g}", "exact"),
+        ("crossed at", f"{c.witness:.6g}", "by a reward that was built"),
+        ("no new action below", f"{c.contained:.6g}", "ties can break, nothing else enters"),
+    ]
 
 
 def show(f: Found, console: Console) -> None:
     """The analysis as tables."""
     mdp = f.problem.mdp
-    console.print(f"[bold]{f.problem.name}[/]  {len(f.problem.states)} states, {len(f.problem.actions)} actions, "
-                  f"gamma {mdp.gamma:g}", highlight=False)
+    console.print(
+        f"[bold]{f.problem.name}[/]  {len(f.problem.states)} states, {len(f.problem.actions)} actions, "
+        f"gamma {mdp.gamma:g}",
+        highlight=False,
+    )
     console.print(f"\n[bold]{verdict(f)}[/]\n", highlight=False)
     known = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for what, number, how in facts(f):
         known.add_row(what, f"[bold]{number}[/]", f"[dim]{how}[/]")
     console.print(known)
-    console.print(_filled(Table("state", "best", "ties", "gap", "height", box=None, padding=(0, 2, 0, 0)),
-                          state_rows(f)[:SHOWN]))
+    console.print(
+        _filled(Table("state", "best", "ties", "gap", "height", box=None, padding=(0, 2, 0, 0)), state_rows(f)[:SHOWN])
+    )
     if len(state_rows(f)) > SHOWN:
         console.print(f"[dim]... {len(state_rows(f)) - SHOWN} more states in the report[/]")
     if f.rows:
-        console.print(f"\nYour reward moves by {f.eps:g} along the worst direction. How far does the best policy move?",
-                      highlight=False)
+        console.print(
+            f"\nYour reward moves by {f.eps:g} along the worst direction. How far does the best policy move?",
+            highlight=False,
+        )
         console.print(_filled(Table(*strength_header(f), box=None, padding=(0, 2, 0, 0)), strength_rows(f)))
     console.print()
     for line in [*advice(f), *margins(f)]:
@@ -154,8 +171,16 @@ def state_rows(f: Found) -> list[list[str]]:
     c = f.cliff
     order = [s for s in np.lexsort((c.gap, -c.ties)) if c.decisions[s]]
     names = f.problem.actions
-    return [[f.problem.states[s], ", ".join(names[a] for a in np.flatnonzero(c.optimal[s])), str(c.ties[s]),
-             "-" if np.isinf(c.gap[s]) else f"{c.gap[s]:.4g}", f"{c.height[s]:.4f}"] for s in order]
+    return [
+        [
+            f.problem.states[s],
+            ", ".join(names[a] for a in np.flatnonzero(c.optimal[s])),
+            str(c.ties[s]),
+            "-" if np.isinf(c.gap[s]) else f"{c.gap[s]:.4g}",
+            f"{c.height[s]:.4f}",
+        ]
+        for s in order
+    ]
 
 
 def strength_header(f: Found) -> list[str]:
@@ -163,9 +188,18 @@ def strength_header(f: Found) -> list[str]:
 
 
 def strength_rows(f: Found) -> list[list[str]]:
-    return [["greedy" if r.alpha == 0 else f"{r.alpha:g}", f"{r.tv:.4f}", f"{r.sharp:.4f}",
-             "none" if r.alpha == 0 else f"{r.certified:.4f}", "none" if math.isinf(r.linear) else f"{r.linear:.4f}",
-             f"{r.reward:.4f}", f"{max(r.price, 0.0):.3g}"] for r in f.rows]
+    return [
+        [
+            "greedy" if r.alpha == 0 else f"{r.alpha:g}",
+            f"{r.tv:.4f}",
+            f"{r.sharp:.4f}",
+            "none" if r.alpha == 0 else f"{r.certified:.4f}",
+            "none" if math.isinf(r.linear) else f"{r.linear:.4f}",
+            f"{r.reward:.4f}",
+            f"{max(r.price, 0.0):.3g}",
+        ]
+        for r in f.rows
+    ]
 
 
 def margins(f: Found) -> list[str]:
@@ -175,26 +209,54 @@ def margins(f: Found) -> list[str]:
         return []
     at, best, rival = f.cliff.edge.state, f.cliff.edge.action, f.cliff.edge.rival
     m = flip_margin(*({k: float(v[at, a]) for k, v in p.rewards.items()} for a in (best, rival)), p.weights)
-    move = "no move of the weights does" if math.isinf(m.weights) else \
-        f"the weights may move by {m.weights:.4g} (L1{'' if m.exact else ', at least'})"
-    return [f"{p.actions[best]!r} against {p.actions[rival]!r} in {p.states[at]!r}: the order flips when all rewards "
-            f"err by {m.all_err:.4g}, or {m.decisive!r} alone by {m.alone[m.decisive]:.4g}; {move}."]
+    move = (
+        "no move of the weights does"
+        if math.isinf(m.weights)
+        else f"the weights may move by {m.weights:.4g} (L1{'' if m.exact else ', at least'})"
+    )
+    return [
+        f"{p.actions[best]!r} against {p.actions[rival]!r} in {p.states[at]!r}: the order flips when all rewards "
+        f"err by {m.all_err:.4g}, or {m.decisive!r} alone by {m.alone[m.decisive]:.4g}; {move}."
+    ]
 
 
 def as_json(f: Found) -> dict[str, Any]:
     """The analysis as plain data; infinite numbers are null."""
     c, p = f.cliff, f.problem
-    edge = None if c.edge is None else {
-        "distance": c.edge.distance, "state": p.states[c.edge.state], "action": p.actions[c.edge.action],
-        "rival": p.actions[c.edge.rival], "direction": c.edge.direction.tolist()}
+    edge = (
+        None
+        if c.edge is None
+        else {
+            "distance": c.edge.distance,
+            "state": p.states[c.edge.state],
+            "action": p.actions[c.edge.action],
+            "rival": p.actions[c.edge.rival],
+            "direction": c.edge.direction.tolist(),
+        }
+    )
     return {
-        "name": p.name, "verdict": verdict(f), "eps": f.eps, "stability": f.tv, "regularisation": f.symbol,
-        "certified": _finite(c.certified), "distance": edge and edge["distance"], "witness": _finite(c.witness),
-        "contained": _finite(c.contained), "edge": edge,
-        "states": [{"state": p.states[s], "optimal": [p.actions[a] for a in np.flatnonzero(c.optimal[s])],
-                    "gap": _finite(c.gap[s]), "height": float(c.height[s]), "counts": bool(c.decisions[s])}
-                   for s in range(len(c.ties))],
-        "strengths": [{k: _finite(v) for k, v in asdict(r).items()} for r in f.rows], "asked": asdict(f.asked),
+        "name": p.name,
+        "verdict": verdict(f),
+        "eps": f.eps,
+        "stability": f.tv,
+        "regularisation": f.symbol,
+        "certified": _finite(c.certified),
+        "distance": edge and edge["distance"],
+        "witness": _finite(c.witness),
+        "contained": _finite(c.contained),
+        "edge": edge,
+        "states": [
+            {
+                "state": p.states[s],
+                "optimal": [p.actions[a] for a in np.flatnonzero(c.optimal[s])],
+                "gap": _finite(c.gap[s]),
+                "height": float(c.height[s]),
+                "counts": bool(c.decisions[s]),
+            }
+            for s in range(len(c.ties))
+        ],
+        "strengths": [{k: _finite(v) for k, v in asdict(r).items()} for r in f.rows],
+        "asked": asdict(f.asked),
     }
 
 
@@ -208,17 +270,28 @@ def write(f: Found, out: Path) -> Path:
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "analysis.json").write_text(json.dumps(as_json(f), indent=1, allow_nan=False), encoding="utf-8")
-    sections = [("Where it stands", drawn.table(("", "", ""), facts(f)) +
-                 drawn.table(("state", "best", "ties", "gap", "height"), state_rows(f)))]
+    sections = [
+        (
+            "Where it stands",
+            drawn.table(("", "", ""), facts(f))
+            + drawn.table(("state", "best", "ties", "gap", "height"), state_rows(f)),
+        )
+    ]
     if f.cliff.edge:
         symbol = {"alpha": "α", "beta": "β"}[f.symbol]
         strengths = [r.alpha for r in f.rows]
         jump = drawn.draw_jump(f.problem, f.cliff, f.eps, strengths, symbol, out / "jump", f.reference)
         price = drawn.draw_price(f.problem, f.cliff, f.eps, f.tv, f.asked, symbol, out / "price", f.reference)
         sections += [
-            ("The jump, and the slope", drawn.paragraph(
-                "Values move smoothly with the reward; the greedy policy jumps. Regularisation turns the jump into a "
-                "slope.") + drawn.figure(jump) + drawn.table(strength_header(f), strength_rows(f))),
+            (
+                "The jump, and the slope",
+                drawn.paragraph(
+                    "Values move smoothly with the reward; the greedy policy jumps. Regularisation turns the jump "
+                    "into a slope."
+                )
+                + drawn.figure(jump)
+                + drawn.table(strength_header(f), strength_rows(f)),
+            ),
             ("What stability costs", "".join(map(drawn.paragraph, [*advice(f), *margins(f)])) + drawn.figure(price)),
         ]
     return drawn.page(out / "report.html", f.problem.name, verdict(f), sections)

@@ -17,14 +17,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     both = parser.add_argument_group("both")
     both.add_argument("--eps", type=float, default=0.01, help="size of the change of the reward to be robust against")
     both.add_argument("--tie-tol", type=float, default=1e-9, help="values this close count as tied")
-    both.add_argument("--beta", type=_grid, help="KL to the reference: a grid for a table, one number for a run "
-                                                  "(default there: the run's own)")
+    both.add_argument(
+        "--beta",
+        type=_grid,
+        help="KL to the reference: a grid for a table, one number for a run (default there: the run's own)",
+    )
     both.add_argument("--out", help="folder of the report (default: cliff-NAME, or cliff/ in the run)")
     both.add_argument("--json", action="store_true", help="print JSON; write a report only with --out")
     table = parser.add_argument_group("tables and MDPs")
     table.add_argument("--alpha", type=_grid, help="entropy bonus: a grid, as 0,0.02,0.1 (the default)")
-    table.add_argument("--stability", type=float, default=0.05, metavar="TV",
-                       help="total variation that a change of eps may cause")
+    table.add_argument(
+        "--stability", type=float, default=0.05, metavar="TV", help="total variation that a change of eps may cause"
+    )
     run_ = parser.add_argument_group("runs")
     run_.add_argument("--window", type=int, default=10, metavar="STEPS", help="analyse the last steps of the run")
     run_.add_argument("--ceiling", type=float, help="the largest reward there can be")

@@ -49,23 +49,31 @@ def objective(logits: Table, reward: Table, mu: States, alpha: float = 0.0, refe
     return float(mu @ (policy * payoff(policy, reward, alpha, reference)).sum(1))
 
 
-def policy_gradient(logits: Table, reward: Table, mu: States, alpha: float = 0.0, reference: Table | None = None
-                    ) -> Table:
+def policy_gradient(
+    logits: Table, reward: Table, mu: States, alpha: float = 0.0, reference: Table | None = None
+) -> Table:
     """Gradient of `objective` in the logits [X, A]: `mu pi (u - pi . u)`."""
     policy = softmax(logits)
     u = payoff(policy, reward, alpha, reference)
     return mu[:, None] * policy * (u - (policy * u).sum(1, keepdims=True))
 
 
-def natural_gradient(logits: Table, reward: Table, mu: States, alpha: float = 0.0, reference: Table | None = None
-                     ) -> Table:
+def natural_gradient(
+    logits: Table, reward: Table, mu: States, alpha: float = 0.0, reference: Table | None = None
+) -> Table:
     """The gradient in the Fisher metric [X, A]: u less its mean over arms; 0 in contexts that never come."""
     u = payoff(softmax(logits), reward, alpha, reference)
     return np.where(mu[:, None] > 0, u - u.mean(1, keepdims=True), 0.0)
 
 
-def gradient_variance(logits: Table, reward: Table, mu: States, baseline: States | float = 0.0, alpha: float = 0.0,
-                      reference: Table | None = None) -> float:
+def gradient_variance(
+    logits: Table,
+    reward: Table,
+    mu: States,
+    baseline: States | float = 0.0,
+    alpha: float = 0.0,
+    reference: Table | None = None,
+) -> float:
     """Trace of the covariance of one draw of `(u(x, a) - baseline(x)) grad log pi(a | x)`; n draws have 1 / n of it.
 
     `E[(u - b)^2 |e_a - pi|^2] - |gradient|^2`.

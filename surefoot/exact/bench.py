@@ -31,8 +31,9 @@ class SolverTime:
     error: float
 
 
-def solver_times(sizes: Sequence[int] = (1_000, 10_000, 100_000), gamma: float = 0.95, tol: float = 1e-8
-                 ) -> list[SolverTime]:
+def solver_times(
+    sizes: Sequence[int] = (1_000, 10_000, 100_000), gamma: float = 0.95, tol: float = 1e-8
+) -> list[SolverTime]:
     """Value iteration to `tol` and policy iteration to rounding, on garnets (5 next states) and grids, 4 actions."""
     worlds = {
         "garnet": lambda n: garnet(n, 4, 5, seed=0, gamma=gamma),
@@ -47,6 +48,7 @@ def solver_times(sizes: Sequence[int] = (1_000, 10_000, 100_000), gamma: float =
                 start = time.perf_counter()
                 found = solve(mdp)
                 seconds = time.perf_counter() - start
-                records.append(SolverTime(world, solver, mdp.states, mdp.actions, seconds, found.iterations,
-                                          found.error))
+                records.append(
+                    SolverTime(world, solver, mdp.states, mdp.actions, seconds, found.iterations, found.error)
+                )
     return records

@@ -169,8 +169,18 @@ def analyse(mdp: MDP, tie_tol: float = TIE) -> Cliff:
     tied = bool((ties[counted] > 1).any())
     contained = (1 - mdp.gamma) * float(gap[counted].min(initial=np.inf)) / 2
     edge = nearest_edge(mdp, q, optimal, counted)
-    return Cliff(q, optimal, ties, gap, (ties - 1) / ties, counted, 0.0 if tied else contained, contained,
-                 0.0 if tied else witness(mdp, q, gap, counted)[0], edge)
+    return Cliff(
+        q,
+        optimal,
+        ties,
+        gap,
+        (ties - 1) / ties,
+        counted,
+        0.0 if tied else contained,
+        contained,
+        0.0 if tied else witness(mdp, q, gap, counted)[0],
+        edge,
+    )
 
 
 def decisions(mdp: MDP) -> Bool[np.ndarray, "s"]:
@@ -186,10 +196,12 @@ def reach(mdp: MDP) -> Bool[np.ndarray, "s"]:
     rows, states = _rows(mdp), len(mdp.R)
     follows = sparse.csr_matrix(
         (np.ones(rows.nnz), (np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)) // rows_per(mdp), rows.indices)),
-        shape=(states, states))
+        shape=(states, states),
+    )
     start = sparse.csr_matrix(np.asarray(mdp.mu, float) > 0).astype(float)
-    graph = sparse.vstack([sparse.hstack([sparse.csr_matrix((1, 1)), start]),
-                           sparse.hstack([sparse.csr_matrix((states, 1)), follows])]).tocsr()
+    graph = sparse.vstack(
+        [sparse.hstack([sparse.csr_matrix((1, 1)), start]), sparse.hstack([sparse.csr_matrix((states, 1)), follows])]
+    ).tocsr()
     order = sparse.csgraph.breadth_first_order(graph, 0, return_predecessors=False)
     found = np.zeros(states + 1, bool)
     found[order] = True
@@ -361,8 +373,9 @@ class Stability:
     price_bound: float
 
 
-def stability(mdp: MDP, edge: Edge, eps: float, alphas: Sequence[float], reference: Table | None = None
-              ) -> list[Stability]:
+def stability(
+    mdp: MDP, edge: Edge, eps: float, alphas: Sequence[float], reference: Table | None = None
+) -> list[Stability]:
     """Stability and its price over a grid of coefficients; 0 is the greedy policy."""
     best = performance(mdp, soft_policy(solve(mdp)))
     counted, actions = decisions(mdp), np.shape(mdp.R)[1]
@@ -370,18 +383,30 @@ def stability(mdp: MDP, edge: Edge, eps: float, alphas: Sequence[float], referen
     for alpha in alphas:
         tv, sharp = _steepest(mdp, edge, eps, alpha, reference, counted)
         reward = performance(mdp, soft_policy(solve(mdp, alpha, reference), alpha, reference))
-        rows.append(Stability(
-            alpha, tv, sharp, float(tanh_bound(2 * eps / (1 - mdp.gamma), alpha)), linear_bound(eps, alpha, mdp.gamma),
-            reward, best - reward, alpha * math.log(actions) / (1 - mdp.gamma) if reference is None else math.inf))
+        rows.append(
+            Stability(
+                alpha,
+                tv,
+                sharp,
+                float(tanh_bound(2 * eps / (1 - mdp.gamma), alpha)),
+                linear_bound(eps, alpha, mdp.gamma),
+                reward,
+                best - reward,
+                alpha * math.log(actions) / (1 - mdp.gamma) if reference is None else math.inf,
+            )
+        )
     return rows
 
 
-def _steepest(mdp: MDP, edge: Edge, eps: float, alpha: float, reference: Table | None,
-              counted: Bool[np.ndarray, "s"]) -> tuple[float, float]:
+def _steepest(
+    mdp: MDP, edge: Edge, eps: float, alpha: float, reference: Table | None, counted: Bool[np.ndarray, "s"]
+) -> tuple[float, float]:
     """The largest move of the policy, and its span bound, over a window of eps sliding across R on the worst line."""
     reward, half = np.asarray(mdp.R, float), WINDOWS - 1
-    line = [solve(replace(mdp, R=reward + (i / half - 1) * eps * edge.direction), alpha, reference)
-            for i in range(2 * half + 1)]
+    line = [
+        solve(replace(mdp, R=reward + (i / half - 1) * eps * edge.direction), alpha, reference)
+        for i in range(2 * half + 1)
+    ]
     policies = [soft_policy(q, alpha, reference) for q in line]
     moves = [float(total_variation(policies[i], policies[i + half])[counted].max()) for i in range(half + 1)]
     at = int(np.argmax(moves))
@@ -439,8 +464,9 @@ def stabilise(mdp: MDP, edge: Edge | None, tv: float, eps: float, reference: Tab
     return Stabiliser(alpha, high, full.reward, full.price, least.price, edge.distance > eps)
 
 
-def sequence_optimum(reward: Float[np.ndarray, "y"], beta: float, base: Float[np.ndarray, "y"]
-                     ) -> Float[np.ndarray, "y"]:
+def sequence_optimum(
+    reward: Float[np.ndarray, "y"], beta: float, base: Float[np.ndarray, "y"]
+) -> Float[np.ndarray, "y"]:
     """`base exp(r / beta) / Z` over whole sequences; at beta = 0 `base` conditioned on the best of its support."""
     return soft_policy(*_one_row(reward, beta, base))[0] if beta > 0 else _conditioned(reward, base)
 
@@ -516,8 +542,10 @@ def _rows(mdp: MDP) -> sparse.csr_matrix:
 def _factor(mdp: MDP, policy: Table) -> SuperLU:
     """LU factors of `I - gamma P_pi`."""
     states, actions = np.shape(mdp.R)
-    pick = sparse.csr_matrix((np.asarray(policy, float).ravel(), np.arange(states * actions),
-                              np.arange(0, states * actions + 1, actions)), shape=(states, states * actions))
+    pick = sparse.csr_matrix(
+        (np.asarray(policy, float).ravel(), np.arange(states * actions), np.arange(0, states * actions + 1, actions)),
+        shape=(states, states * actions),
+    )
     return splu(sparse.csc_matrix(sparse.eye(states) - mdp.gamma * (pick @ _rows(mdp))))
 
 

@@ -43,9 +43,15 @@ def nash(A: Matrix) -> Equilibrium:
     A = _matrix(A)
     m, n = A.shape
     # max v  with  x A >= v in every column, x a distribution; variables (x, v).
-    found = linprog(np.append(np.zeros(m), -1.0), A_ub=np.hstack([-A.T, np.ones((n, 1))]), b_ub=np.zeros(n),
-                    A_eq=np.append(np.ones(m), 0.0)[None], b_eq=[1.0], bounds=[(0, None)] * m + [(None, None)],
-                    method="highs")
+    found = linprog(
+        np.append(np.zeros(m), -1.0),
+        A_ub=np.hstack([-A.T, np.ones((n, 1))]),
+        b_ub=np.zeros(n),
+        A_eq=np.append(np.ones(m), 0.0)[None],
+        b_eq=[1.0],
+        bounds=[(0, None)] * m + [(None, None)],
+        method="highs",
+    )
     if not found.success:
         raise InputError(f"nash: the linear program failed: {found.message}")
     x, y = np.maximum(found.x[:m], 0), np.maximum(-found.ineqlin.marginals, 0)
@@ -57,8 +63,9 @@ def exploitability(A: Matrix, x: Rows, y: Columns) -> float:
     return float((A @ y).max() - (x @ A).min())
 
 
-def quantal_response(A: Matrix, alpha: float, reference_x: Rows | None = None, reference_y: Columns | None = None,
-                     tol: float = 1e-12) -> Equilibrium:
+def quantal_response(
+    A: Matrix, alpha: float, reference_x: Rows | None = None, reference_y: Columns | None = None, tol: float = 1e-12
+) -> Equilibrium:
     """The one saddle point of `x A y - alpha KL(x | ref_x) + alpha KL(y | ref_y)`; without a reference, of entropies.
 
     There `x = ref_x exp(A y / alpha) / Z` and `y = ref_y exp(-x A / alpha) / Z`. Newton's method on the logits of y,
@@ -85,8 +92,11 @@ def quantal_response(A: Matrix, alpha: float, reference_x: Rows | None = None, r
     small, log_x, log_y = A[np.ix_(rows, columns)], log_x[rows], log_y[columns]
 
     size = max(float(np.ptp(small)), np.finfo(float).tiny)
-    path = np.append(np.geomspace(size, alpha, 2 + int(4 * np.log10(size / alpha)))[:-1], alpha) if alpha < size \
+    path = (
+        np.append(np.geomspace(size, alpha, 2 + int(4 * np.log10(size / alpha)))[:-1], alpha)
+        if alpha < size
         else np.array([alpha])
+    )
     logits = log_y
     for a in path:
         logits = _respond(small, a, log_x, log_y, logits, tol * max(1.0, size / a))
@@ -206,13 +216,15 @@ def shapley(game: MarkovGame, tol: float = 1e-9, alpha: float = 0.0) -> MarkovEq
     Args:
         alpha: above 0, quantal responses (entropy bonuses of both players) take the place of Nash.
     """
+
     def play(V: Float[np.ndarray, "s"]) -> list[Equilibrium]:
         return [quantal_response(A, alpha) if alpha > 0 else nash(A) for A in game.R + game.gamma * game.P @ V]
 
     V, _, error = fixed_point(lambda V: np.array([e.value for e in play(V)]), np.zeros(len(game.R)), game.gamma, tol)
     played = play(V)
-    return MarkovEquilibrium(np.array([e.x for e in played]), np.array([e.y for e in played]),
-                             np.array([e.value for e in played]), error)
+    return MarkovEquilibrium(
+        np.array([e.x for e in played]), np.array([e.y for e in played]), np.array([e.value for e in played]), error
+    )
 
 
 def markov_exploitability(game: MarkovGame, x: Float[np.ndarray, "s m"], y: Float[np.ndarray, "s n"]) -> float:

@@ -41,8 +41,13 @@ def lock(length: int, actions: int = 2, consolation: float = 0.0, gamma: float =
     return MDP(_deterministic(target), R, gamma, np.eye(1, length + 1)[0])
 
 
-def gridworld(layout: Sequence[str], enter: Mapping[str, float] | None = None, step: float = 0.0, slip: float = 0.0,
-              gamma: float = 0.95) -> MDP:
+def gridworld(
+    layout: Sequence[str],
+    enter: Mapping[str, float] | None = None,
+    step: float = 0.0,
+    slip: float = 0.0,
+    gamma: float = 0.95,
+) -> MDP:
     """A grid drawn as text: `#` a wall, `S` the start, `G` and `X` exits, `C` a way back to the start, the rest open.
 
     Actions up, right, down, left. Whoever walks into a wall or the border stays. States are the open cells in reading
@@ -126,8 +131,9 @@ def river_swim(length: int = 6, gamma: float = 0.95) -> MDP:
     return MDP(P, R, gamma, np.eye(1, length)[0])
 
 
-def garnet(states: int, actions: int = 4, branching: int = 5, seed: int = 0, gamma: float = 0.95,
-           rewarded: float = 0.1) -> MDP:
+def garnet(
+    states: int, actions: int = 4, branching: int = 5, seed: int = 0, gamma: float = 0.95, rewarded: float = 0.1
+) -> MDP:
     """A random sparse MDP (Archibald, McKinnon and Thomas 1995): `branching` distinct next states a (state, action).
 
     Their chances are the lengths between uniform cuts of [0, 1]; a share `rewarded` of pairs pays a normal amount.
@@ -155,8 +161,13 @@ def random_mdp(states: int, actions: int, seed: int = 0, gamma: float = 0.9) -> 
     return MDP(P, rng.normal(size=(states, actions)), gamma, np.full(states, 1 / states))
 
 
-def token_tree(vocab: int = 4, depth: int = 4, correct: Sequence[int] | int = (5, 100, 201),
-               concentration: float | None = None, seed: int = 0) -> TokenTree:
+def token_tree(
+    vocab: int = 4,
+    depth: int = 4,
+    correct: Sequence[int] | int = (5, 100, 201),
+    concentration: float | None = None,
+    seed: int = 0,
+) -> TokenTree:
     """Sequences of which several are correct and pay 1: the tie that outcome rewards make.
 
     Args:

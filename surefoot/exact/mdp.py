@@ -85,8 +85,10 @@ class MDP:
         # Written so that NaN fails too.
         if not ((chances >= 0).all() and (np.abs(sums - 1) < 1e-8).all()):
             worst = int(np.argmax(np.nan_to_num(np.abs(sums - 1), nan=np.inf)))
-            raise InputError(f"MDP: P of state {worst // a}, action {worst % a} sums to {sums[worst]:.6g}; "
-                             "expected chances of at least 0 that sum to 1")
+            raise InputError(
+                f"MDP: P of state {worst // a}, action {worst % a} sums to {sums[worst]:.6g}; "
+                "expected chances of at least 0 that sum to 1"
+            )
         if not ((self.mu >= 0).all() and abs(self.mu.sum() - 1) < 1e-8):
             raise InputError(f"MDP: mu sums to {self.mu.sum():.6g}; expected chances of at least 0 that sum to 1")
 
@@ -153,8 +155,13 @@ class Solution:
     error: float
 
 
-def value_iteration(mdp: MDP, tol: float = 1e-10, choose: Choice = GREEDY, next_state: NextState | None = None,
-                    max_iterations: int = 1_000_000) -> Solution:
+def value_iteration(
+    mdp: MDP,
+    tol: float = 1e-10,
+    choose: Choice = GREEDY,
+    next_state: NextState | None = None,
+    max_iterations: int = 1_000_000,
+) -> Solution:
     """The fixed point of the backup, by repeating it.
 
     Stops by the bounds of MacQueen (1966; Puterman 6.6.2): with `d = V_new - V`, the truth lies between
@@ -171,6 +178,7 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, choose: Choice = GREEDY, next_
     >>> value_iteration(chain).V
     array([3., 4.])
     """
+
     def backup(V: States) -> States:
         return choose.value(mdp.lookahead(V, next_state))
 
@@ -179,8 +187,9 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, choose: Choice = GREEDY, next_
     return Solution(Q, choose.value(Q), choose.policy(Q), iterations, error)
 
 
-def fixed_point(backup: Callable[[States], States], V: States, gamma: float, tol: float, max_iterations: int = 1_000_000
-                ) -> tuple[States, int, float]:
+def fixed_point(
+    backup: Callable[[States], States], V: States, gamma: float, tol: float, max_iterations: int = 1_000_000
+) -> tuple[States, int, float]:
     """V with `backup(V) = V`, the number of backups, and a bound on its error; see `value_iteration` for the bound.
 
     Args:
@@ -200,8 +209,10 @@ def fixed_point(backup: Callable[[States], States], V: States, gamma: float, tol
             settled = max(-low, high) <= tol
         if error <= tol or settled:
             return V + shift, iteration, error
-    raise InputError(f"value iteration: no convergence in {max_iterations} backups; "
-                     "expected gamma below 1, or an end to every trajectory")
+    raise InputError(
+        f"value iteration: no convergence in {max_iterations} backups; "
+        "expected gamma below 1, or an end to every trajectory"
+    )
 
 
 def policy_iteration(mdp: MDP, choose: Choice = GREEDY, depth: int = 50, max_iterations: int = 1000) -> Solution:
@@ -343,9 +354,9 @@ def finite_horizon(mdp: MDP, horizon: int) -> FiniteHorizon:
     return FiniteHorizon((mdp,) * horizon, mdp.mu)
 
 
-def backward_induction(problem: FiniteHorizon, choose: Choice | Sequence[Choice] = GREEDY,
-                       next_state: NextState | None = None
-                       ) -> tuple[Float[np.ndarray, "h+1 s"], Float[np.ndarray, "h s a"]]:
+def backward_induction(
+    problem: FiniteHorizon, choose: Choice | Sequence[Choice] = GREEDY, next_state: NextState | None = None
+) -> tuple[Float[np.ndarray, "h+1 s"], Float[np.ndarray, "h s a"]]:
     """Optimal `V` [H + 1, S] (0 after the last step) and `Q` [H, S, A], from the last step to the first.
 
     Args:
@@ -360,9 +371,9 @@ def backward_induction(problem: FiniteHorizon, choose: Choice | Sequence[Choice]
     return V, Q
 
 
-def evaluate_finite(problem: FiniteHorizon, policy: Float[np.ndarray, "h s a"],
-                    under: Choice | Sequence[Choice] = GREEDY
-                    ) -> tuple[Float[np.ndarray, "h+1 s"], Float[np.ndarray, "h s a"]]:
+def evaluate_finite(
+    problem: FiniteHorizon, policy: Float[np.ndarray, "h s a"], under: Choice | Sequence[Choice] = GREEDY
+) -> tuple[Float[np.ndarray, "h+1 s"], Float[np.ndarray, "h s a"]]:
     """`V^pi` [H + 1, S] and `Q^pi` [H, S, A] of a policy a step."""
     unders = under if isinstance(under, Sequence) else [under] * problem.horizon
     return backward_induction(problem, [Fixed(p, u) for p, u in zip(policy, unders, strict=True)])

@@ -20,8 +20,9 @@ Table = Float[np.ndarray, "s a"]
 States = Float[np.ndarray, "s"]
 
 
-def log_mean_exp(x: np.ndarray, temperature: float | np.ndarray, log_weights: np.ndarray | float = 0.0,
-                 axis: int = -1) -> np.ndarray:
+def log_mean_exp(
+    x: np.ndarray, temperature: float | np.ndarray, log_weights: np.ndarray | float = 0.0, axis: int = -1
+) -> np.ndarray:
     """`t log sum_i w_i exp(x_i / t)` along an axis: one function for soft maxima (t > 0) and soft minima (t < 0).
 
     With weights that sum to 1 it is the KL-regularised best case `max_p E_p[x] - t KL(p | w)`, and at `t = -lambda` the

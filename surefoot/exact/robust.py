@@ -90,8 +90,9 @@ class Kernels:
 
     def kernel(self, V: States) -> sparse.csr_matrix:
         worst = np.argmin([m.expect(V).ravel() for m in self.mdps], 0)
-        return sum(sparse.diags((worst == i).astype(float)) @ sparse.csr_matrix(m.rows)
-                   for i, m in enumerate(self.mdps)).tocsr()
+        return sum(
+            sparse.diags((worst == i).astype(float)) @ sparse.csr_matrix(m.rows) for i, m in enumerate(self.mdps)
+        ).tocsr()
 
 
 class Penalised:

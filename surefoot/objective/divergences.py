@@ -105,9 +105,7 @@ def skewed_js(weight: float = 0.5) -> Generator:
         mixture = torch.logaddexp(u + math.log(weight), torch.full_like(u, math.log1p(-weight)))
         return weight * u.exp() * (u - mixture) - (1 - weight) * mixture
 
-    return Generator(
-        f"JS_{weight}(p, q)", f, -(1 - weight) * math.log1p(-weight), -weight * math.log(weight)
-    )
+    return Generator(f"JS_{weight}(p, q)", f, -(1 - weight) * math.log1p(-weight), -weight * math.log(weight))
 
 
 def alpha_divergence(alpha: float) -> Generator:

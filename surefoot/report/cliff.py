@@ -26,14 +26,25 @@ figure { margin: 0; background: #fff; border-radius: 6px; } figure svg { width: 
 Rows = Sequence[Sequence[str]]
 
 
-def draw_jump(problem: Problem, found: Cliff, eps: float, strengths: Sequence[float], symbol: str, stem: Path,
-              reference: np.ndarray | None = None) -> list[Path]:
+def draw_jump(
+    problem: Problem,
+    found: Cliff,
+    eps: float,
+    strengths: Sequence[float],
+    symbol: str,
+    stem: Path,
+    reference: np.ndarray | None = None,
+) -> list[Path]:
     """The policy at the edge as the reward moves along the worst direction: a jump, and a slope for each strength."""
     edge = found.edge
     half = max(2 * edge.distance, 4 * eps)
     # Three points close to the edge make the greedy curve vertical.
-    moves = np.sort(np.r_[np.linspace(edge.distance - half, edge.distance + half, 61),
-                          edge.distance + half * 1e-4 * np.array([-1.0, 1.0])])
+    moves = np.sort(
+        np.r_[
+            np.linspace(edge.distance - half, edge.distance + half, 61),
+            edge.distance + half * 1e-4 * np.array([-1.0, 1.0]),
+        ]
+    )
     with canvas(7.4, 3.9) as figure:
         axes = figure.subplots()
         for colour, strength in zip(COLOURS, (0.0, *[s for s in strengths if s > 0]), strict=False):
@@ -41,19 +52,36 @@ def draw_jump(problem: Problem, found: Cliff, eps: float, strengths: Sequence[fl
             for t in moves:
                 q = cliff.solve(replace(problem.mdp, R=problem.mdp.R + t * edge.direction), strength, reference)
                 chance.append(cliff.soft_policy(q, strength, reference)[edge.state, edge.rival])
-            axes.plot(moves, chance, color=colour, linewidth=2.2 if strength == 0 else 1.6,
-                      label="greedy" if strength == 0 else f"{symbol} = {strength:g}")
+            axes.plot(
+                moves,
+                chance,
+                color=colour,
+                linewidth=2.2 if strength == 0 else 1.6,
+                label="greedy" if strength == 0 else f"{symbol} = {strength:g}",
+            )
         axes.axvline(0, color=QUIET, linewidth=1)
-        axes.annotate("your reward", (0, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8,
-                      color=QUIET)
-        axes.set(ylim=(-0.03, 1.03), xlabel="change of the reward along the worst direction (sup norm)",
-                 ylabel=f"probability of {problem.actions[edge.rival]!r} in {problem.states[edge.state]!r}")
+        axes.annotate(
+            "your reward", (0, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8, color=QUIET
+        )
+        axes.set(
+            ylim=(-0.03, 1.03),
+            xlabel="change of the reward along the worst direction (sup norm)",
+            ylabel=f"probability of {problem.actions[edge.rival]!r} in {problem.states[edge.state]!r}",
+        )
         axes.legend(loc="upper left", fontsize=8)
         return save(figure, stem)
 
 
-def draw_price(problem: Problem, found: Cliff, eps: float, tv: float, asked: Stabiliser, symbol: str, stem: Path,
-               reference: np.ndarray | None = None) -> list[Path]:
+def draw_price(
+    problem: Problem,
+    found: Cliff,
+    eps: float,
+    tv: float,
+    asked: Stabiliser,
+    symbol: str,
+    stem: Path,
+    reference: np.ndarray | None = None,
+) -> list[Path]:
     """Stability and its price against the strength of regularisation."""
     top = max(asked.alpha, asked.at_edge, eps)
     low = max(min(asked.at_edge, asked.alpha) / 30, top * 1e-4)
@@ -67,10 +95,16 @@ def draw_price(problem: Problem, found: Cliff, eps: float, tv: float, asked: Sta
         left.plot([asked.alpha], [tv], "o", color=COLOURS[1], markersize=6)
         if asked.at_edge > 0:
             left.plot([asked.at_edge], [tv], "o", color=COLOURS[0], markersize=6)
-        left.annotate(f"asked: {tv:g}", (0.01, tv), xycoords=("axes fraction", "data"), va="bottom", fontsize=8,
-                      color=QUIET)
-        left.set(xscale="log", yscale="log", xlabel=f"{symbol}", ylabel=f"total variation for a change of {eps:g}",
-                 title="Stability")
+        left.annotate(
+            f"asked: {tv:g}", (0.01, tv), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color=QUIET
+        )
+        left.set(
+            xscale="log",
+            yscale="log",
+            xlabel=f"{symbol}",
+            ylabel=f"total variation for a change of {eps:g}",
+            title="Stability",
+        )
         left.legend(loc="lower left", fontsize=8)
         right.plot(grid, [max(r.price, 0.0) for r in rows], color=COLOURS[2], linewidth=2)
         for at, colour in ((asked.at_edge, COLOURS[0]), (asked.alpha, COLOURS[1])):
@@ -100,7 +134,7 @@ def page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, str]])
 def figure(paths: Sequence[Path]) -> str:
     """A drawn picture as inline SVG."""
     drawing = next(p for p in paths if p.suffix == ".svg").read_text(encoding="utf-8")
-    return f"<figure>{drawing[drawing.index('<svg'):]}</figure>"
+    return f"<figure>{drawing[drawing.index('<svg') :]}</figure>"
 
 
 def table(header: Sequence[str], rows: Rows) -> str:

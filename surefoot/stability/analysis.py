@@ -343,7 +343,7 @@ def _margins(group: Samples, q: Question) -> Iterator[Estimate]:
 
 
 def _normalisation(group: Samples, q: Question) -> Iterator[Estimate]:
-    spread = float(group.reward.std())
+    spread = float(np.sqrt(np.cov(group.reward, aweights=group.weight, ddof=0)))
     yield Estimate(
         8,
         "gain of group normalisation",
@@ -360,13 +360,25 @@ def _normalisation(group: Samples, q: Question) -> Iterator[Estimate]:
 def _of_run(samples: Samples, groups: list[Samples], q: Question) -> Iterator[Estimate]:
     """What is about the run and not about any one prompt: items 8 and 9."""
     if q.primary is None:
-        yield _missing(8, "tie-breaker share", len(samples),
-                       "no primary reward was named (--primary): a tie-breaker cannot be told from the reward")
+        yield _missing(
+            8,
+            "tie-breaker share",
+            len(samples),
+            "no primary reward was named (--primary): a tie-breaker cannot be told from the reward",
+        )
     else:
         pairs = [(g.reward, g.rewards[q.primary]) for g in groups]
-        yield Estimate(8, "tie-breaker share", fs.tie_breaker_share(pairs, q.group_eps), None, len(samples), None,
-                       "exact", "share of all advantage from groups whose primary reward is constant: rising, the run "
-                                "is steered by whatever breaks ties")
+        yield Estimate(
+            8,
+            "tie-breaker share",
+            fs.tie_breaker_share(pairs, q.group_eps),
+            None,
+            len(samples),
+            None,
+            "exact",
+            "share of all advantage from groups whose primary reward is constant: rising, the run "
+            "is steered by whatever breaks ties",
+        )
     yield from _verified(samples, q)
 
 
@@ -491,7 +503,8 @@ def _twice_answered(samples: Samples) -> Iterator[tuple[int, np.ndarray, np.ndar
 
 
 def _by_prompt_mean(samples: Samples, values: np.ndarray) -> np.ndarray:
-    return np.array([values[samples.prompt == x].mean() for x in np.unique(samples.prompt)])
+    rows = [samples.prompt == x for x in np.unique(samples.prompt)]
+    return np.array([np.average(values[r], weights=None if (w := samples.weight) is None else w[r]) for r in rows])
 
 
 def _averaged(found: list[Estimate]) -> Iterator[Estimate]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,14 @@ class Samples:
         ids, starts = np.unique(self.prompt[order], return_index=True)
         for prompt, rows in zip(ids, np.split(order, starts[1:]), strict=True):
             yield int(prompt), self.where(rows)
+
+
+def concatenate(parts: Sequence[Samples]) -> Samples:
+    """Responses one after another; all parts have the same columns and weights."""
+    first = parts[0]
+    columns = {k: np.concatenate([p._columns()[k] for p in parts]) for k in first._columns()}
+    rewards = {k: columns.pop(f"rewards.{k}") for k in first.rewards}
+    return replace(first, **columns, rewards=rewards)
 
 
 def samples_from_rollouts(

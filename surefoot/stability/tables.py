@@ -65,8 +65,14 @@ def read(path: str | Path, weights: Mapping[str, float] | None = None) -> Proble
     return readers[path.suffix.lower()](path, dict(weights or {}))
 
 
-def table(name: str, rewards: Mapping[str, Any], weights: Mapping[str, float] | None = None,
-          states: Sequence[str] | None = None, actions: Sequence[str] | None = None, reference: Any = None) -> Problem:
+def table(
+    name: str,
+    rewards: Mapping[str, Any],
+    weights: Mapping[str, float] | None = None,
+    states: Sequence[str] | None = None,
+    actions: Sequence[str] | None = None,
+    reference: Any = None,
+) -> Problem:
     """A problem from one or several reward tables of the same shape.
 
     Raises:
@@ -86,8 +92,15 @@ def table(name: str, rewards: Mapping[str, Any], weights: Mapping[str, float] | 
     stay = np.repeat(np.eye(n), shape[1], 0).reshape(n, shape[1], n)
     mdp = MDP(stay, combined, 0.0, np.full(n, 1 / n))
     several = len(tables) > 1
-    return Problem(name, mdp, _names(name, "states", states, n), _names(name, "actions", actions, shape[1]),
-                   tables if several else {}, share if several else {}, base)
+    return Problem(
+        name,
+        mdp,
+        _names(name, "states", states, n),
+        _names(name, "actions", actions, shape[1]),
+        tables if several else {},
+        share if several else {},
+        base,
+    )
 
 
 def three_arm() -> Problem:
@@ -164,8 +177,14 @@ def _json(path: Path, weights: dict[str, float]) -> Problem:
     rewards = data.get("rewards", {"reward": data.get("reward")})
     if not isinstance(rewards, dict):
         rewards = {"reward": rewards}
-    return table(str(path), rewards, weights or data.get("weights"), data.get("states"), data.get("actions"),
-                 data.get("reference"))
+    return table(
+        str(path),
+        rewards,
+        weights or data.get("weights"),
+        data.get("states"),
+        data.get("actions"),
+        data.get("reference"),
+    )
 
 
 def _csv(path: Path, weights: dict[str, float]) -> Problem:
@@ -185,13 +204,16 @@ def _csv(path: Path, weights: dict[str, float]) -> Problem:
     if state and action:
         return _long(path, header, rows[1:], state, action, weights)
     named = any(not _is_number(row[0]) for row in rows[1:])
-    body = [[_number(cell, path, i, header[j]) for j, cell in enumerate(row) if not (named and j == 0)]
-            for i, row in enumerate(rows[1:], 2)]
+    body = [
+        [_number(cell, path, i, header[j]) for j, cell in enumerate(row) if not (named and j == 0)]
+        for i, row in enumerate(rows[1:], 2)
+    ]
     return table(str(path), {"reward": body}, weights, [r[0] for r in rows[1:]] if named else None, header[named:])
 
 
-def _long(path: Path, header: list[str], rows: list[list[str]], state: str, action: str,
-          weights: dict[str, float]) -> Problem:
+def _long(
+    path: Path, header: list[str], rows: list[list[str]], state: str, action: str, weights: dict[str, float]
+) -> Problem:
     """One row a (state, action), one column a reward."""
     names = [c for c in header if c not in (state, action)]
     where = {c: header.index(c) for c in header}
@@ -232,8 +254,12 @@ def _npz(path: Path, weights: dict[str, float]) -> Problem:
     if mu.shape != (states,):
         raise InputError(f"{path}: mu has shape {mu.shape}; expected ({states},)")
     _distributions(mu, f"{path}: mu")
-    return Problem(str(path), MDP(p, reward, gamma, mu), _names(str(path), "states", None, states),
-                   _names(str(path), "actions", None, actions))
+    return Problem(
+        str(path),
+        MDP(p, reward, gamma, mu),
+        _names(str(path), "states", None, states),
+        _names(str(path), "actions", None, actions),
+    )
 
 
 def _matrix(value: Any, where: str) -> Table:

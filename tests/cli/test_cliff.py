@@ -33,7 +33,8 @@ def test_three_arms(cliff, tmp_path):
         assert number in done.out
     page = (tmp_path / "cliff-three-arm" / "report.html").read_text()
     assert page.count("<svg") == 2 and "http" not in page.replace("http://www.w3.org", "").replace(
-        "http://purl.org", "").replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
     for name in ("jump.png", "price.png", "analysis.json"):
         assert (tmp_path / "cliff-three-arm" / name).stat().st_size > 0
 
@@ -65,9 +66,16 @@ def test_a_reference_is_a_prior(cliff, tmp_path):
 
 
 def test_several_rewards_in_json(cliff, tmp_path):
-    (tmp_path / "r.json").write_text(json.dumps({
-        "rewards": {"right": [[1, 0.9]], "style": [[0.2, 0.6]]}, "weights": {"right": 9, "style": 1},
-        "actions": ["i", "j"], "states": ["x"]}))
+    (tmp_path / "r.json").write_text(
+        json.dumps(
+            {
+                "rewards": {"right": [[1, 0.9]], "style": [[0.2, 0.6]]},
+                "weights": {"right": 9, "style": 1},
+                "actions": ["i", "j"],
+                "states": ["x"],
+            }
+        )
+    )
     done = cliff("r.json")
     assert "0.025" in done.out and "'right' alone by" in done.flat
 
@@ -95,7 +103,7 @@ def test_an_mdp_in_npz(cliff, tmp_path):
 
 
 BAD = {
-    "broken.json": ('[[1, 2],\n [3 4]]', r"broken.json line 2 column \d+: .*expected JSON"),
+    "broken.json": ("[[1, 2],\n [3 4]]", r"broken.json line 2 column \d+: .*expected JSON"),
     "ragged.json": ("[[1, 2], [3]]", "all of the same length"),
     "nan.json": ("[[1, NaN]]", "nan at row 0, column 1; expected finite"),
     "empty.json": ("[]", "expected"),
@@ -126,14 +134,17 @@ def test_bad_files(cliff, tmp_path, name):
     assert re.search(complaint, done.err), done.err
 
 
-@pytest.mark.parametrize(("change", "complaint"), [
-    ({"P": np.full((2, 2, 2), 0.4)}, r"P\[0, 0\] sums to 0.8"),
-    ({"P": np.ones((2, 2))}, r"P has shape \(2, 2\); expected \(2, 2, 2\)"),
-    ({"R": np.array([[1, np.nan], [0, 0]])}, "nan at row 0, column 1"),
-    ({"gamma": 1.0}, "gamma is 1; expected at least 0 and below 1"),
-    ({"mu": np.array([0.2, 0.2])}, "mu sums to 0.4"),
-    ({"R": None}, "no array 'R'"),
-])
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"P": np.full((2, 2, 2), 0.4)}, r"P\[0, 0\] sums to 0.8"),
+        ({"P": np.ones((2, 2))}, r"P has shape \(2, 2\); expected \(2, 2, 2\)"),
+        ({"R": np.array([[1, np.nan], [0, 0]])}, "nan at row 0, column 1"),
+        ({"gamma": 1.0}, "gamma is 1; expected at least 0 and below 1"),
+        ({"mu": np.array([0.2, 0.2])}, "mu sums to 0.4"),
+        ({"R": None}, "no array 'R'"),
+    ],
+)
 def test_bad_mdps(cliff, tmp_path, change, complaint):
     good = {"P": np.full((2, 2, 2), 0.5), "R": np.zeros((2, 2)), "gamma": 0.9, "mu": np.array([0.5, 0.5])}
     np.savez(tmp_path / "m.npz", **{k: v for k, v in (good | change).items() if v is not None})
@@ -141,16 +152,19 @@ def test_bad_mdps(cliff, tmp_path, change, complaint):
     assert done.status == 2 and re.search(complaint, done.err), done.err
 
 
-@pytest.mark.parametrize(("args", "complaint"), [
-    ((), "expected a table, an MDP or a run folder"),
-    (("--example", "three-arms"), "unknown example 'three-arms'; did you mean 'three-arm'"),
-    (("missing.json",), "no such file"),
-    (("--example", "three-arm", "--stability", "0"), "expected a total variation above 0"),
-    (("--example", "three-arm", "--eps", "-1"), "expected a number above 0"),
-    (("--example", "three-arm", "--alpha", "0.1", "--beta", "0.1"), "expected one of them"),
-    (("--example", "three-arm", "--alpha", "a"), "expected numbers with commas"),
-    (("--example", "three-arm", "--tie-tol", "-1"), "tie tolerance"),
-])
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        ((), "expected a table, an MDP or a run folder"),
+        (("--example", "three-arms"), "unknown example 'three-arms'; did you mean 'three-arm'"),
+        (("missing.json",), "no such file"),
+        (("--example", "three-arm", "--stability", "0"), "expected a total variation above 0"),
+        (("--example", "three-arm", "--eps", "-1"), "expected a number above 0"),
+        (("--example", "three-arm", "--alpha", "0.1", "--beta", "0.1"), "expected one of them"),
+        (("--example", "three-arm", "--alpha", "a"), "expected numbers with commas"),
+        (("--example", "three-arm", "--tie-tol", "-1"), "tie tolerance"),
+    ],
+)
 def test_bad_usage(cliff, args, complaint):
     done = cliff(*args)
     assert done.status == 2 and complaint in done.err and done.err.count("\n") == 1
@@ -171,23 +185,52 @@ def run(tmp_path):
             for _ in range(16):
                 right = float(rng.random() < 0.5)
                 style = float(rng.random() * 0.01)
-                rows.append({"step": step, "prompt": prompt, "group": prompt, "question": "q", "answer": "4",
-                             "completion": f"<answer>{'4' if right else rng.integers(5, 9)}</answer>",
-                             "reward": right + 0.5 * style, "reward.right": right, "reward.style": style,
-                             "correct": bool(right), "truncated": False, "length": 9, "logp": -2 - rng.random(),
-                             "ref_logp": -2.5, "advantage": 0.0, "seed": 0})
+                rows.append(
+                    {
+                        "step": step,
+                        "prompt": prompt,
+                        "group": prompt,
+                        "question": "q",
+                        "answer": "4",
+                        "completion": f"<answer>{'4' if right else rng.integers(5, 9)}</answer>",
+                        "reward": right + 0.5 * style,
+                        "reward.right": right,
+                        "reward.style": style,
+                        "correct": bool(right),
+                        "truncated": False,
+                        "length": 9,
+                        "logp": -2 - rng.random(),
+                        "ref_logp": -2.5,
+                        "advantage": 0.0,
+                        "seed": 0,
+                    }
+                )
     folder = tmp_path / "run"
     (folder / "rollouts").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "rollouts" / "step-000003.parquet")
     (folder / "config.toml").write_text(
         '[method]\nname = "grpo"\n[method.reward.weights]\nstyle = 0.5\n[method.advantage]\neps = 1e-4\n'
-        '[[method.regularizers]]\ncoef = 0.2\nreference = "ref_logp"\n')
+        '[[method.regularizers]]\ncoef = 0.2\nreference = "ref_logp"\n'
+    )
     return folder
 
 
 def test_a_run(cliff, run):
-    done = cliff(run, "--ceiling", "1.005", "--window", "2", "--primary", "right", "--false-accept", "0.02",
-                 "--false-reject", "0.05", "--audit", "1/60")
+    done = cliff(
+        run,
+        "--ceiling",
+        "1.005",
+        "--window",
+        "2",
+        "--primary",
+        "right",
+        "--false-accept",
+        "0.02",
+        "--false-reject",
+        "0.05",
+        "--audit",
+        "1/60",
+    )
     assert done.status == 0 and "128 responses to 4 prompts in 8 groups, steps 2 to 3" in done.flat
     assert "beta 0.2" in done.out and "not 'no cliff'" in done.flat
     for item in range(1, 10):
@@ -213,12 +256,15 @@ def test_a_run_without_a_reference_says_so(cliff, run):
     assert "ref_logp" in found["distance to the reference"]["cannot_say"]
 
 
-@pytest.mark.parametrize(("args", "complaint"), [
-    (("--primary", "rigth"), "did you mean 'right'"),
-    (("--audit", "7/3"), "expected WRONG/N"),
-    (("--beta", "0.1,0.2"), "expected one for a run"),
-    (("--window", "0"), "expected at least 1 step"),
-])
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (("--primary", "rigth"), "did you mean 'right'"),
+        (("--audit", "7/3"), "expected WRONG/N"),
+        (("--beta", "0.1,0.2"), "expected one for a run"),
+        (("--window", "0"), "expected at least 1 step"),
+    ],
+)
 def test_bad_questions_about_a_run(cliff, run, args, complaint):
     done = cliff(run, *args)
     assert done.status == 2 and complaint in done.err

@@ -14,8 +14,12 @@ from surefoot.stability.tables import gridworld
 
 def random_mdp(seed, states=5, actions=4, gamma=0.9):
     rng = np.random.default_rng(seed)
-    return MDP(rng.dirichlet(np.ones(states), (states, actions)), rng.normal(size=(states, actions)), gamma,
-               np.full(states, 1 / states))
+    return MDP(
+        rng.dirichlet(np.ones(states), (states, actions)),
+        rng.normal(size=(states, actions)),
+        gamma,
+        np.full(states, 1 / states),
+    )
 
 
 def arms(*reward):

@@ -31,11 +31,19 @@ def batch(seed=0, n=40, arms=5):
     return rng.dirichlet(np.full(arms, 0.5), n), rng.normal(size=(n, arms))
 
 
-@pytest.mark.parametrize(("D", "value"), [
-    (KL, (P * np.log(P / Q)).sum()), (FORWARD_KL, (Q * np.log(Q / P)).sum()), (CHI2, ((P - Q) ** 2 / Q).sum()),
-    (TV, 0.3), (HELLINGER, 1 - np.sqrt(P * Q).sum()), (Alpha(2.0), ((P - Q) ** 2 / Q).sum() / 2),
-    (Alpha(0.5), 4 * (1 - np.sqrt(P * Q).sum())),
-    (JENSEN_SHANNON, sum((a * np.log(2 * a / (P + Q))).sum() for a in (P, Q)) / 2)])
+@pytest.mark.parametrize(
+    ("D", "value"),
+    [
+        (KL, (P * np.log(P / Q)).sum()),
+        (FORWARD_KL, (Q * np.log(Q / P)).sum()),
+        (CHI2, ((P - Q) ** 2 / Q).sum()),
+        (TV, 0.3),
+        (HELLINGER, 1 - np.sqrt(P * Q).sum()),
+        (Alpha(2.0), ((P - Q) ** 2 / Q).sum() / 2),
+        (Alpha(0.5), 4 * (1 - np.sqrt(P * Q).sum())),
+        (JENSEN_SHANNON, sum((a * np.log(2 * a / (P + Q))).sum() for a in (P, Q)) / 2),
+    ],
+)
 def test_against_the_usual_formulas(D, value):
     assert D(P, Q) == approx(value, abs=1e-14)
 
@@ -48,8 +56,10 @@ def test_a_divergence_is_zero_only_between_equals(D):
     assert (D(p, q) > 0).all()
 
 
-@pytest.mark.parametrize(("D", "apart"), [(KL, np.inf), (FORWARD_KL, np.inf), (CHI2, np.inf), (TV, 1),
-                                          (HELLINGER, 1), (JENSEN_SHANNON, np.log(2))])
+@pytest.mark.parametrize(
+    ("D", "apart"),
+    [(KL, np.inf), (FORWARD_KL, np.inf), (CHI2, np.inf), (TV, 1), (HELLINGER, 1), (JENSEN_SHANNON, np.log(2))],
+)
 def test_between_disjoint_supports(D, apart):
     assert D(np.array([1.0, 0]), np.array([0, 1.0])) == approx(apart)
     assert D(np.array([1.0, 0]), np.array([1.0, 0])) == 0
@@ -103,9 +113,13 @@ def test_total_variation_against_a_linear_program(beta):
     p = f_regularised_optimum(q, r, beta, TV)
     for i in range(10):  # variables p, up, down with p = q + up - down
         eye = np.eye(5)
-        lp = linprog(np.concatenate([-r[i], np.full(10, beta / 2)]), method="highs", bounds=[(0, None)] * 15,
-                     A_eq=np.vstack([np.append(np.ones(5), np.zeros(10)), np.hstack([eye, -eye, eye])]),
-                     b_eq=np.append(1.0, q[i]))
+        lp = linprog(
+            np.concatenate([-r[i], np.full(10, beta / 2)]),
+            method="highs",
+            bounds=[(0, None)] * 15,
+            A_eq=np.vstack([np.append(np.ones(5), np.zeros(10)), np.hstack([eye, -eye, eye])]),
+            b_eq=np.append(1.0, q[i]),
+        )
         assert p[i] @ r[i] - beta * TV(p[i], q[i]) == approx(-lp.fun, abs=1e-9)
         assert f_regularised_value(q[i], r[i], beta, TV) == approx(-lp.fun, abs=1e-9)
         assert -lp.fun == approx(q[i] @ np.maximum(r[i], r[i].max() - beta), abs=1e-9)

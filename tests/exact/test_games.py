@@ -63,6 +63,7 @@ def test_quantal_response_is_a_saddle_point(seed, alpha, with_reference):
     def game(x, y):
         def cost(p, w):
             return (p * np.log(np.where(p > 0, p / w, 1.0))).sum()
+
         return x @ A @ y - alpha * cost(x, wx) + alpha * cost(y, wy)
 
     assert found.value == approx(game(found.x, found.y), abs=1e-9)
@@ -125,8 +126,10 @@ def test_the_regularised_nash_is_its_own_best_response(beta):
         assert other @ CYCLE @ policy - beta * KL(other, reference) <= own + 1e-10
 
 
-@pytest.mark.parametrize(("P", "message"), [
-    (np.ones((2, 2)), "is not 1"), (np.ones((2, 3)) / 2, "square"), (np.array([[0.5, 2], [-1, 0.5]]), "chances")])
+@pytest.mark.parametrize(
+    ("P", "message"),
+    [(np.ones((2, 2)), "is not 1"), (np.ones((2, 3)) / 2, "square"), (np.array([[0.5, 2], [-1, 0.5]]), "chances")],
+)
 def test_what_is_no_preference(P, message):
     with pytest.raises(InputError, match=message):
         preference_payoff(P)
@@ -137,8 +140,12 @@ def test_what_is_no_preference(P, message):
 
 def random_markov_game(seed, states=3, gamma=0.8):
     rng = np.random.default_rng(seed)
-    return MarkovGame(rng.dirichlet(np.ones(states), (states, 2, 3)), rng.normal(size=(states, 2, 3)), gamma,
-                      np.full(states, 1 / states))
+    return MarkovGame(
+        rng.dirichlet(np.ones(states), (states, 2, 3)),
+        rng.normal(size=(states, 2, 3)),
+        gamma,
+        np.full(states, 1 / states),
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -173,6 +180,7 @@ def test_one_state_is_the_matrix_game_and_one_column_is_the_mdp():
 def test_soft_markov_game():
     mdp = random_mdp(4, 3, 0)
     from surefoot.exact.mdp import soft_value_iteration
+
     alone = MarkovGame(mdp.P[:, :, None], mdp.R[:, :, None], 0.9, mdp.mu)
     soft = soft_value_iteration(mdp, 0.3, tol=1e-12)
     found = shapley(alone, 1e-9, alpha=0.3)

@@ -88,9 +88,14 @@ def test_random_mdps_are_fixed_by_their_seed():
     assert not sparse.issparse(g.random_mdp(4, 3).P) and sparse.issparse(g.open_grid(4, 4).P)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: g.gridworld(["S.", "."]), "rectangle"), (lambda: g.gridworld(["..G"]), "0 starts"),
-    (lambda: g.garnet(3, branching=4), "branching 4")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: g.gridworld(["S.", "."]), "rectangle"),
+        (lambda: g.gridworld(["..G"]), "0 starts"),
+        (lambda: g.garnet(3, branching=4), "branching 4"),
+    ],
+)
 def test_what_is_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
@@ -98,8 +103,12 @@ def test_what_is_refused(make, message):
 
 def test_solver_times_are_records_of_solves():
     records = solver_times([100, 400])
-    assert [(r.world, r.states) for r in records[::2]] == [("garnet", 100), ("garnet", 400), ("grid", 100),
-                                                           ("grid", 400)]
+    assert [(r.world, r.states) for r in records[::2]] == [
+        ("garnet", 100),
+        ("garnet", 400),
+        ("grid", 100),
+        ("grid", 400),
+    ]
     assert {r.solver for r in records} == {"value iteration", "policy iteration"}
     for r in records:
         assert r.actions == 4 and r.seconds > 0 and r.iterations > 0 and r.error <= 1e-8

@@ -21,8 +21,9 @@ def problem(seed=0):
 @under
 def test_policy_gradient_against_finite_differences(choice):
     mdp, logits = problem()
-    assert_allclose(policy_gradient(mdp, logits, choice),
-                    finite_difference(lambda z: objective(mdp, z, choice), logits), atol=1e-7)
+    assert_allclose(
+        policy_gradient(mdp, logits, choice), finite_difference(lambda z: objective(mdp, z, choice), logits), atol=1e-7
+    )
 
 
 @under
@@ -36,6 +37,7 @@ def test_fisher_is_the_covariance_of_scores():
     mdp, logits = problem()
     policy, F = softmax(logits), np.zeros((12, 12))
     from surefoot.exact.mdp import occupancy
+
     d = occupancy(mdp, policy)
     for s in range(4):
         for a in range(3):
@@ -116,8 +118,9 @@ def test_bandit_gradients(alpha, reference):
     assert_allclose(grad, finite_difference(lambda z: bandit.objective(z, R, MU, alpha, reference), z), atol=1e-9)
     mdp, choice = bandit.as_mdp(R, MU), Soft(alpha, reference) if alpha else Greedy()
     assert_allclose(grad, policy_gradient(mdp, z, choice), atol=1e-15)
-    assert_allclose(bandit.natural_gradient(z, R, MU, alpha, reference), natural_policy_gradient(mdp, z, choice),
-                    atol=1e-14)
+    assert_allclose(
+        bandit.natural_gradient(z, R, MU, alpha, reference), natural_policy_gradient(mdp, z, choice), atol=1e-14
+    )
     if alpha:
         best = bandit.soft_optimum(R, alpha, reference)
         assert np.ptp(bandit.payoff(best, R, alpha, reference), axis=1) == approx(0, abs=1e-13)

@@ -82,8 +82,15 @@ def test_what_is_handed_in_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("tol", [1e-1, 1e-4, 1e-9])
-@pytest.mark.parametrize("make", [lambda: random_mdp(6, 3, 3, 0.99), lambda: as_sparse(random_mdp(6, 3, 4)),
-                                  lambda: chain(30, 0.9), lambda: open_grid(6, 7)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: random_mdp(6, 3, 3, 0.99),
+        lambda: as_sparse(random_mdp(6, 3, 4)),
+        lambda: chain(30, 0.9),
+        lambda: open_grid(6, 7),
+    ],
+)
 def test_the_error_is_certified(make, tol):
     mdp = make()
     found, truth = value_iteration(mdp, tol), policy_iteration(mdp).V
@@ -236,8 +243,10 @@ def test_small_alpha_counts_optimal_continuations(alpha):
     assert_allclose(root, [0.728841, 0.271159, 0], atol=5e-7)
 
 
-@pytest.mark.parametrize(("lam", "policy", "value", "gap"), [
-    (0.3, [0.906326, 0.085591, 0.008083], 0.861622, 0.050879), (0.05, None, 0.972020, 1.1350e-5)])
+@pytest.mark.parametrize(
+    ("lam", "policy", "value", "gap"),
+    [(0.3, [0.906326, 0.085591, 0.008083], 0.861622, 0.050879), (0.05, None, 0.972020, 1.1350e-5)],
+)
 def test_demo_regularised(lam, policy, value, gap):
     """demo-regularized-rl check 2: one step, expert plays action 0, reference cloned from (3, 1, 0) counts."""
     reference = np.array([[4, 2, 1]]) / 7
@@ -265,8 +274,16 @@ def test_log_mean_exp():
     assert_allclose(per_row, [log_mean_exp(x, 0.5, np.log(w)), log_mean_exp(x, -0.5, np.log(w))])
 
 
-@pytest.mark.parametrize("choose", [Greedy(), Soft(0.3), Soft(0.3, np.array([[0.2, 0.8, 0]])),
-                                    Fixed(np.array([[0.4, 0.6, 0]])), Fixed(np.array([[0.4, 0.6, 0]]), Soft(0.2))])
+@pytest.mark.parametrize(
+    "choose",
+    [
+        Greedy(),
+        Soft(0.3),
+        Soft(0.3, np.array([[0.2, 0.8, 0]])),
+        Fixed(np.array([[0.4, 0.6, 0]])),
+        Fixed(np.array([[0.4, 0.6, 0]]), Soft(0.2)),
+    ],
+)
 def test_a_choice_is_the_best_of_value_and_bonus_and_passes_constants_through(choose):
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -322,8 +339,10 @@ def test_backward_induction_against_every_policy_and_the_unrolled_mdp():
     problem = finite_horizon(random_mdp(2, 2, 0, 1.0), 3)
     mdp = problem.stages[0]
     V, Q = backward_induction(problem)
-    best = max(sum(c * g for c, _, _, g in brute.trajectories(mdp.P, mdp.R, 3, p.reshape(3, 2, 2), problem.mu))
-               for p in brute.deterministic_policies(6, 2))
+    best = max(
+        sum(c * g for c, _, _, g in brute.trajectories(mdp.P, mdp.R, 3, p.reshape(3, 2, 2), problem.mu))
+        for p in brute.deterministic_policies(6, 2)
+    )
     assert problem.mu @ V[0] == approx(best)
     unrolled = problem.unroll()
     assert_allclose(value_iteration(unrolled).V, np.append(V[:-1].ravel(), 0), atol=1e-14)
@@ -374,12 +393,21 @@ def test_a_plain_lock_shows_its_way_to_the_random_policy():
 # What is refused
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"P": np.ones((2, 2, 2))}, "sums to 2"), ({"P": np.ones((2, 3, 2)) / 2}, "P has shape"),
-    ({"P": np.array([[[1.5, -0.5]] * 2] * 2)}, "at least 0"), ({"P": np.full((2, 2, 2), np.nan)}, "P of state 0"),
-    ({"mu": np.ones(2)}, "mu sums to 2"), ({"mu": np.ones(3) / 3}, "mu has shape"), ({"gamma": 1.1}, "gamma 1.1"),
-    ({"gamma": float("nan")}, "gamma"), ({"R": np.array([[1, np.inf], [0, 0]])}, "not finite"),
-    ({"R": np.ones(4)}, "R has shape")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"P": np.ones((2, 2, 2))}, "sums to 2"),
+        ({"P": np.ones((2, 3, 2)) / 2}, "P has shape"),
+        ({"P": np.array([[[1.5, -0.5]] * 2] * 2)}, "at least 0"),
+        ({"P": np.full((2, 2, 2), np.nan)}, "P of state 0"),
+        ({"mu": np.ones(2)}, "mu sums to 2"),
+        ({"mu": np.ones(3) / 3}, "mu has shape"),
+        ({"gamma": 1.1}, "gamma 1.1"),
+        ({"gamma": float("nan")}, "gamma"),
+        ({"R": np.array([[1, np.inf], [0, 0]])}, "not finite"),
+        ({"R": np.ones(4)}, "R has shape"),
+    ],
+)
 def test_what_is_no_mdp(change, message):
     good = {"P": np.ones((2, 2, 2)) / 2, "R": np.ones((2, 2)), "gamma": 0.9, "mu": np.array([0.5, 0.5])}
     MDP(**good)

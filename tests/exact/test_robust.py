@@ -23,21 +23,38 @@ def one_row(p=P3):
 
 
 def natures(mdp):
-    return {"kl": Ball(mdp, 0.1), "chi2": Ball(mdp, 0.1, CHI2), "hellinger": Ball(mdp, 0.02, HELLINGER),
-            "js": Ball(mdp, 0.02, JENSEN_SHANNON), "forward": Ball(mdp, 0.1, FORWARD_KL),
-            "alpha": Ball(mdp, 0.1, Alpha(1.5)), "tv": TVBall(mdp, 0.15), "tv inside": TVBall(mdp, 0.15, False),
-            "price kl": Penalised(mdp, 0.4), "price chi2": Penalised(mdp, 0.4, CHI2),
-            "price tv": PenalisedTV(mdp, 0.4), "price tv inside": PenalisedTV(mdp, 0.4, False),
-            "kernels": Kernels([mdp, random_mdp(mdp.states, mdp.actions, 77)])}
+    return {
+        "kl": Ball(mdp, 0.1),
+        "chi2": Ball(mdp, 0.1, CHI2),
+        "hellinger": Ball(mdp, 0.02, HELLINGER),
+        "js": Ball(mdp, 0.02, JENSEN_SHANNON),
+        "forward": Ball(mdp, 0.1, FORWARD_KL),
+        "alpha": Ball(mdp, 0.1, Alpha(1.5)),
+        "tv": TVBall(mdp, 0.15),
+        "tv inside": TVBall(mdp, 0.15, False),
+        "price kl": Penalised(mdp, 0.4),
+        "price chi2": Penalised(mdp, 0.4, CHI2),
+        "price tv": PenalisedTV(mdp, 0.4),
+        "price tv inside": PenalisedTV(mdp, 0.4, False),
+        "kernels": Kernels([mdp, random_mdp(mdp.states, mdp.actions, 77)]),
+    }
 
 
-DIVERGENCE = {"kl": KL, "chi2": CHI2, "hellinger": HELLINGER, "js": JENSEN_SHANNON, "forward": FORWARD_KL,
-              "alpha": Alpha(1.5)}
+DIVERGENCE = {
+    "kl": KL,
+    "chi2": CHI2,
+    "hellinger": HELLINGER,
+    "js": JENSEN_SHANNON,
+    "forward": FORWARD_KL,
+    "alpha": Alpha(1.5),
+}
 every = pytest.mark.parametrize("name", natures(one_row()))
 
 
-@pytest.mark.parametrize(("price", "tv", "kl", "chi2"), [
-    (0.1, 0.09, 0.1961638, 0.2925), (0.5, 0.36, 0.4807785, 0.5718), (2.0, 0.66, 0.6147640, 0.63795)])
+@pytest.mark.parametrize(
+    ("price", "tv", "kl", "chi2"),
+    [(0.1, 0.09, 0.1961638, 0.2925), (0.5, 0.36, 0.4807785, 0.5718), (2.0, 0.66, 0.6147640, 0.63795)],
+)
 def test_worked_penalties(price, tv, kl, chi2):
     """r2pvi check 1."""
     mdp = one_row()
@@ -51,8 +68,17 @@ def primal(objective, constraint=None):
     constraints = [{"type": "eq", "fun": lambda p: p.sum() - 1}]
     if constraint:
         constraints.append({"type": "ineq", "fun": constraint})
-    found = [minimize(objective, start, bounds=[(1e-12, 1)] * 3, constraints=constraints, method="SLSQP",
-                      options={"ftol": 1e-15, "maxiter": 500}) for start in (P3, 0.9 * P3 + 0.1 / 3)]
+    found = [
+        minimize(
+            objective,
+            start,
+            bounds=[(1e-12, 1)] * 3,
+            constraints=constraints,
+            method="SLSQP",
+            options={"ftol": 1e-15, "maxiter": 500},
+        )
+        for start in (P3, 0.9 * P3 + 0.1 / 3)
+    ]
     return min(f.fun for f in found if f.success)
 
 
@@ -69,9 +95,15 @@ def test_total_variation_is_the_linear_program(radius, anywhere):
     p, V = np.array([0.1, 0.3, 0.6, 0]), np.array([0.4, 0.2, 1, -1.0])
     eye = np.eye(4)
     room = [(0, None)] * 4 if anywhere else [(0, None)] * 3 + [(0, 0)]
-    lp = linprog(np.append(V, np.zeros(8)), A_ub=[np.append(np.zeros(4), np.full(8, 0.5))], b_ub=[radius],
-                 A_eq=np.vstack([np.append(np.ones(4), np.zeros(8)), np.hstack([eye, -eye, eye])]),
-                 b_eq=np.append(1.0, p), bounds=room + [(0, None)] * 8, method="highs")
+    lp = linprog(
+        np.append(V, np.zeros(8)),
+        A_ub=[np.append(np.zeros(4), np.full(8, 0.5))],
+        b_ub=[radius],
+        A_eq=np.vstack([np.append(np.ones(4), np.zeros(8)), np.hstack([eye, -eye, eye])]),
+        b_eq=np.append(1.0, p),
+        bounds=room + [(0, None)] * 8,
+        method="highs",
+    )
     mdp = one_row(p)
     assert TVBall(mdp, radius, anywhere)(V)[0, 0] == approx(lp.fun, abs=1e-12)
     prices = np.linspace(1e-6, 3, 6001)
@@ -154,9 +186,13 @@ def test_two_kernels_against_every_policy_and_every_choice_of_nature():
     P = np.stack([mdp.P.reshape(6, 3), other.P.reshape(6, 3)])
     best = np.full(3, -np.inf)
     for policy in brute.deterministic_policies(3, 2):
-        values = [np.linalg.solve(np.eye(3) - 0.9 * np.einsum("sa,sat->st", policy,
-                                                              P[list(pick), range(6)].reshape(3, 2, 3)),
-                                  (policy * mdp.R).sum(1)) for pick in np.ndindex(*[2] * 6)]
+        values = [
+            np.linalg.solve(
+                np.eye(3) - 0.9 * np.einsum("sa,sat->st", policy, P[list(pick), range(6)].reshape(3, 2, 3)),
+                (policy * mdp.R).sum(1),
+            )
+            for pick in np.ndindex(*[2] * 6)
+        ]
         best = np.maximum(best, np.min(values, 0))
     assert_allclose(robust_value_iteration(mdp, Kernels([mdp, other]), 1e-12).V, best, atol=1e-10)
 
@@ -214,8 +250,13 @@ def test_robust_policies_lose_less_when_the_world_is_worse():
 
 def test_what_cannot_be_asked():
     mdp = one_row()
-    for make, message in ((lambda: Ball(mdp, 0), "radius 0"), (lambda: Ball(mdp, 0.1, TV), "TVBall"),
-                          (lambda: Penalised(mdp, 0), "price 0"), (lambda: PenalisedTV(mdp, -1), "price -1"),
-                          (lambda: TVBall(mdp, -1), "radius -1"), (lambda: Kernels([]), "no MDP")):
+    for make, message in (
+        (lambda: Ball(mdp, 0), "radius 0"),
+        (lambda: Ball(mdp, 0.1, TV), "TVBall"),
+        (lambda: Penalised(mdp, 0), "price 0"),
+        (lambda: PenalisedTV(mdp, -1), "price -1"),
+        (lambda: TVBall(mdp, -1), "radius -1"),
+        (lambda: Kernels([]), "no MDP"),
+    ):
         with pytest.raises(InputError, match=message):
             make()

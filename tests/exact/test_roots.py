@@ -10,6 +10,7 @@ def count(f):
     def g(x):
         calls.append(1)
         return f(x)
+
     return g, calls
 
 

@@ -77,8 +77,9 @@ def test_the_tree_as_an_mdp():
     under = Soft(0.3, reference)
     assert objective(mdp, logits, under) == approx(tree.objective(logits[:-1], 0.3))
     assert_allclose(policy_gradient(mdp, logits, under)[:-1], tree.gradient(logits[:-1], 0.3), atol=1e-13)
-    assert_allclose(natural_policy_gradient(mdp, logits, under)[:-1], tree.natural_gradient(logits[:-1], 0.3),
-                    atol=1e-12)
+    assert_allclose(
+        natural_policy_gradient(mdp, logits, under)[:-1], tree.natural_gradient(logits[:-1], 0.3), atol=1e-12
+    )
 
 
 def test_discounting_reaches_the_last_token_only():
@@ -89,8 +90,9 @@ def test_discounting_reaches_the_last_token_only():
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_the_gradient_against_finite_differences(beta):
     tree, logits = random_tree(), random_logits(random_tree())
-    assert_allclose(tree.gradient(logits, beta), finite_difference(lambda z: tree.objective(z, beta), logits),
-                    atol=1e-8)
+    assert_allclose(
+        tree.gradient(logits, beta), finite_difference(lambda z: tree.objective(z, beta), logits), atol=1e-8
+    )
 
 
 def test_one_natural_step_of_size_one_over_beta_lands_on_the_optimum_of_one_token():
@@ -125,8 +127,10 @@ def bonus_on_leaf_5(eps):
     return TokenTree(4, 4, tree.leaf_reward + eps * np.eye(256)[5])
 
 
-@pytest.mark.parametrize(("beta", "steps", "tv", "reward"), [(0.0, 6000, 0.667, 0.9994), (0.1, 6000, 0.0226, 0.994),
-                                                            (0.5, 600, 0.0005, 0.081)])
+@pytest.mark.parametrize(
+    ("beta", "steps", "tv", "reward"),
+    [(0.0, 6000, 0.667, 0.9994), (0.1, 6000, 0.0226, 0.994), (0.5, 600, 0.0005, 0.081)],
+)
 def test_claim_b_of_the_policy_cliff(beta, steps, tv, reward):
     """Exact gradient on the tree with three correct leaves, eps = .01 on one; fewer steps where they suffice."""
     plain, raised = (ascend(bonus_on_leaf_5(e), beta, steps) for e in (0.0, 0.01))
@@ -136,9 +140,18 @@ def test_claim_b_of_the_policy_cliff(beta, steps, tv, reward):
     assert p @ tree.leaf_reward == approx(reward, abs=6e-4)
 
 
-@pytest.mark.parametrize(("beta", "eps", "tv"), [
-    (0.1, 0.001, 0.0022), (0.1, 0.01, 0.0225), (0.1, 0.1, 0.243), (0.5, 0.1, 0.0058), (0.02, 0.001, 0.0112),
-    (0.02, 0.01, 0.119), (0.02, 0.1, 0.653)])
+@pytest.mark.parametrize(
+    ("beta", "eps", "tv"),
+    [
+        (0.1, 0.001, 0.0022),
+        (0.1, 0.01, 0.0225),
+        (0.1, 0.1, 0.243),
+        (0.5, 0.1, 0.0058),
+        (0.02, 0.001, 0.0112),
+        (0.02, 0.01, 0.119),
+        (0.02, 0.1, 0.653),
+    ],
+)
 def test_regularised_optima_of_claim_b(beta, eps, tv):
     moved = TV(bonus_on_leaf_5(0).optimum(beta), bonus_on_leaf_5(eps).optimum(beta))
     assert moved == approx(tv, abs=6e-4) and moved <= np.tanh(eps / (4 * beta))
@@ -152,9 +165,15 @@ def test_generated_trees():
     assert (token_tree(3, 3, correct=4, concentration=0.5, seed=8).reference != tree.reference).any()
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    ((2, 2, np.zeros(3)), "leaf_reward"), ((2, 2, np.zeros(4), np.ones(4)), "sums to 4"),
-    ((2, 2, np.zeros(4), np.ones(2) / 2), "reference has shape"), ((2, 0, np.zeros(1)), "depth 0")])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((2, 2, np.zeros(3)), "leaf_reward"),
+        ((2, 2, np.zeros(4), np.ones(4)), "sums to 4"),
+        ((2, 2, np.zeros(4), np.ones(2) / 2), "reference has shape"),
+        ((2, 0, np.zeros(1)), "depth 0"),
+    ],
+)
 def test_what_is_no_tree(args, message):
     with pytest.raises(InputError, match=message):
         TokenTree(*args)

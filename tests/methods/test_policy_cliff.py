@@ -56,8 +56,10 @@ def test_3_the_sharp_bound_is_attained():
     assert cliff.linear_bound(0.2, 0.1) == approx(1.0)
 
 
-@pytest.mark.parametrize(("alpha", "tv", "linear", "sharp"), [
-    (0.02, 0.244919, 0.25, 0.244919), (0.1, 0.049957, 0.05, 0.049958), (0.0, 1.0, np.inf, 1.0)])
+@pytest.mark.parametrize(
+    ("alpha", "tv", "linear", "sharp"),
+    [(0.02, 0.244919, 0.25, 0.244919), (0.1, 0.049957, 0.05, 0.049958), (0.0, 1.0, np.inf, 1.0)],
+)
 def test_4_three_arms(alpha, tv, linear, sharp):
     assert cliff.total_variation(soft([1.01, 1, 0], alpha), soft([1, 1.01, 0], alpha))[0] == approx(tv, abs=5e-7)
     mdp = arms(1, 1, 0)

@@ -13,12 +13,13 @@ from surefoot.exact.episodes import Counts, episodes
 from surefoot.exact.generators import lock, random_mdp
 from surefoot.exact.mdp import MDP, backward_induction, evaluate_finite, finite_horizon
 from surefoot.methods.theory.sqirl import (
+    Heads,
     Horizon,
+    Tables,
     analyse,
     gap,
     iterates,
     random_policy,
-    regress,
     solves,
     sqirl,
     sticky,
@@ -97,12 +98,12 @@ def test_4_enumeration_of_tie_breaks_agrees():
 def test_5_targets_of_k_1_are_returns_and_many_episodes_find_the_analysers_action():
     problem = finite_horizon(random_mdp(3, 2, 5, 1.0), 3)
     seen = episodes(problem, random_policy(problem), 50, np.random.default_rng(0))
-    Q = regress(Counts.none(3, 3, 2).add(seen), 1)
+    Q = Tables(1)(Counts.none(3, 3, 2).add(seen))
     s, a = seen.states[0, 1], seen.actions[0, 1]
     here = (seen.states[:, 1] == s) & (seen.actions[:, 1] == a)
     assert Q[1, s, a] == approx(seen.rewards[here, 1:].sum(1).mean())
     for k in (1, 2, 3):
-        learnt = sqirl(problem, k, 20_000, np.random.default_rng(k))
+        learnt = sqirl(problem, Tables(k), 20_000, np.random.default_rng(k))
         assert_array_equal(learnt[0].argmax(-1), iterate(problem, k)[0].argmax(-1))
 
 
@@ -110,7 +111,7 @@ def test_6_at_the_end_every_target_is_the_reward():
     problem = finite_horizon(random_mdp(3, 2, 6, 1.0), 3)
     counts = Counts.none(3, 3, 2).add(episodes(problem, random_policy(problem), 500, np.random.default_rng(0)))
     for k in (1, 2, 3):
-        assert_allclose(regress(counts, k)[-1], problem.stages[-1].R, atol=1e-12)
+        assert_allclose(Tables(k)(counts)[-1], problem.stages[-1].R, atol=1e-12)
 
 
 def test_k_backups_on_all_that_can_happen_are_the_models():
@@ -118,25 +119,44 @@ def test_k_backups_on_all_that_can_happen_are_the_models():
     weights = np.stack([m.P for m in problem.stages])
     R, first = np.stack([m.R for m in problem.stages]), iterate(problem, 1)
     for k in (1, 2, 3):
-        assert_allclose(regress(Counts(weights, R, first), k), iterate(problem, k), atol=1e-12)
+        assert_allclose(Tables(k)(Counts(weights, R, first)), iterate(problem, k), atol=1e-12)
 
 
 def test_one_table_for_all_steps_is_the_mean_over_them():
     problem = finite_horizon(random_mdp(3, 2, 8, 1.0), 4)
     seen = episodes(problem, random_policy(problem), 200, np.random.default_rng(0))
-    Q = regress(Counts.none(4, 3, 2).add(seen), 2, shared=True)
-    ahead = np.append(regress(Counts.none(4, 3, 2).add(seen), 1, shared=True)[0].max(-1), 0.0)
+    counts = Counts.none(4, 3, 2).add(seen)
+    Q = Tables(2, shared=True)(counts)
+    ahead = np.append(Tables(1, shared=True)(counts)[0].max(-1), 0.0)
     here = (seen.states[:, :-1] == 1) & (seen.actions == 1)
     after = np.where(np.arange(4) < 3, seen.states[:, 1:], 3)  # the last step is an end
     assert_allclose(Q[:, 1, 1], (seen.rewards + ahead[after])[here].mean())
 
 
+def test_the_networks_heads_come_to_the_tables():
+    problem = finite_horizon(random_mdp(3, 2, 9, 1.0), 3)
+    counts = Counts.none(3, 3, 2).add(episodes(problem, random_policy(problem), 500, np.random.default_rng(0)))
+    heads = Heads(np.eye(3), 2, 3, np.zeros(3, bool), epochs=100, batch=512, rate=3e-3)
+    errors = [np.abs(heads(counts)[0] - Tables(k, shared=True)(counts)[0]).mean() for k in (1, 2, 3, 3)]
+    assert errors[-1] < 0.1 < min(errors[:2]) / 4
+
+
+def test_the_network_learns_nothing_of_ends():
+    problem = locked(2)
+    ends = problem.stages[0].ends()
+    counts = Counts.none(2, 3, 2).add(episodes(problem, random_policy(problem), 400, np.random.default_rng(0)))
+    heads = Heads(np.eye(3), 2, 2, ends, epochs=80, rate=3e-3)
+    assert_allclose(heads(counts)[0, :2], [[1, 0], [1, 0]], atol=0.05)
+    policy = sqirl(problem, Heads(np.eye(3), 2, 2, ends, epochs=80, rate=3e-3), 64, np.random.default_rng(0))
+    assert worth(problem, policy) == 1
+
+
 def test_steps_before_t_are_not_learnt_from():
     problem = locked(3)
-    learnt = sqirl(problem, 1, 64, np.random.default_rng(0))
+    learnt = sqirl(problem, Tables(1), 64, np.random.default_rng(0))
     assert worth(problem, learnt) == 1 and (learnt.max(-1) == 1).all()
-    with pytest.raises(InputError, match="from 1 to 3"):
-        sqirl(problem, 4, 1, np.random.default_rng(0))
+    with pytest.raises(InputError, match="at least 1"):
+        Tables(0)
 
 
 def test_sticky_actions_repeat_with_their_chance_but_not_at_the_start():

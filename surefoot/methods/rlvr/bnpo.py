@@ -46,7 +46,8 @@ def normaliser(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """
     k = mean * (1 - mean) / variance.clamp_min(LEAST_VARIANCE) - 1
     known = variance >= LEAST_VARIANCE
-    return tuple((1 + k * share / 3).clamp_min(1).where(known, 1.0) for share in (mean, 1 - mean))
+    alpha, beta = ((1 + k * share / 3).clamp_min(1).where(known, 1.0) for share in (mean, 1 - mean))
+    return alpha, beta
 
 
 def inverse_density(p: Tensor, alpha: Tensor, beta: Tensor, cap: float = 1e6) -> Tensor:

@@ -100,11 +100,7 @@ class ChiSquared:
             peak = (2 * self.price + first) / (1 - above)
         peak = np.where(np.isfinite(peak), np.clip(peak, v, np.append(v[1:], v[-1])), v)
         second = np.cumsum(factors * v**2, 1)
-        duals = [
-            m - (second + above * a**2 - m**2) / (4 * self.price)
-            for a in (v, peak)
-            for m in (first + above * a,)
-        ]
+        duals = [m - (second + above * a**2 - m**2) / (4 * self.price) for a in (v, peak) for m in (first + above * a,)]
         return self.choose(np.concatenate(duals, 1), axis=1)
 
 

@@ -14,9 +14,8 @@ SQIRL, for t = 0 .. T - 1: play m episodes, greedy before t and random from t on
 
     y_1 = return-to-go,   y_i = r + (1 - done) max_a' Q_i-1(s', a'),   i = 2 .. k
 
-and act at t by argmax_a Q_k from now on. With one table entry a (step, state, action) the regression is a mean.
-
-The authors' network does not see the time (`shared`); the theory, and a table a step, do.
+and act at t by argmax_a Q_k from now on. `Tables` and the authors' network, `Heads`, are two regressions. The network
+does not see the time; the theory, and a table a step, do.
 
 Our reading: H_k and the count of about `A^H / eps` episodes are taken from the description of the result, and what was
 never tried is worth 0, where a table starts.
@@ -25,12 +24,14 @@ Claim: SQIRL fails for k < min_k however many episodes it has, and the episodes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from scipy import sparse
+from torch import Tensor, nn
 
 from surefoot.errors import InputError
 from surefoot.exact.episodes import Counts, episodes
@@ -128,40 +129,114 @@ def analyse(problem: FiniteHorizon) -> Horizon:
 # What is learnt when it is not
 
 
-def regress(counts: Counts, k: int, gamma: float = 1.0, shared: bool = False) -> Table:
-    """Q_k on tables: means of the returns, then k - 1 backups on the means of what was seen; the last step is an end.
+Regression = Callable[[Counts], Table]
 
-    Args:
-        shared: one table for all steps, as the authors' network has, which does not see the time.
+
+@dataclass(frozen=True)
+class Tables:
+    """Q_k on tables: means of the returns, then k - 1 backups on the means of what was seen. The last step is an end.
+
+    Attributes:
+        k: 1 is the random policy's Q, the horizon the optimal one.
+        shared: one table for all steps, as for a network that does not see the time.
     """
 
-    def total(x: Table) -> Table:
-        return np.broadcast_to(x.sum(0), x.shape) if shared else x
+    k: int
+    gamma: float = 1.0
+    shared: bool = False
 
-    n = np.maximum(total(counts.pairs), 1)
-    Q = total(counts.earned) / n
-    for _ in range(k - 1):
-        V = np.concatenate([Q[1:].max(-1), np.zeros((1, Q.shape[1]))])
-        Q = total(counts.paid + gamma * np.einsum("tsan,tn->tsa", counts.visits, V)) / n
-    return Q
+    def __post_init__(self):
+        if self.k < 1:
+            raise InputError(f"sqirl: k {self.k}; expected at least 1")
+
+    def __call__(self, counts: Counts) -> Table:
+        def total(x: Table) -> Table:
+            return np.broadcast_to(x.sum(0), x.shape) if self.shared else x
+
+        n = np.maximum(total(counts.pairs), 1)
+        Q = total(counts.earned) / n
+        for _ in range(self.k - 1):
+            V = np.concatenate([Q[1:].max(-1), np.zeros((1, Q.shape[1]))])
+            Q = total(counts.paid + self.gamma * np.einsum("tsan,tn->tsa", counts.visits, V)) / n
+        return Q
+
+
+class Heads:
+    """The authors' regression: one network of states with k heads, trained on from one step to the next.
+
+    Loss: mean over i of `(Q_i(s, a) - y_i)^2 / running mean of it`, targets detached. As only expectations matter, a
+    sample's return is the mean one of its (step, state, action).
+
+    Args:
+        features: of every state [S, d].
+        ends: states in which an episode has ended [S]; nothing is learnt of them, and they are worth 0.
+    """
+
+    def __init__(
+        self,
+        features: Float[np.ndarray, "s d"],
+        actions: int,
+        k: int,
+        ends: Bool[np.ndarray, "s"],
+        seed: int = 0,
+        gamma: float = 1.0,
+        epochs: int = 10,
+        batch: int = 128,
+        rate: float = 1e-4,
+        decay: float = 0.99,
+    ):
+        self.x, self.ends = torch.as_tensor(features, dtype=torch.float32), torch.as_tensor(ends)
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers = nn.Linear(self.x.shape[1], 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, k * actions)
+            self.network = nn.Sequential(*layers, nn.Unflatten(-1, (k, actions)))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), rate)
+        self.gamma, self.epochs, self.batch, self.decay = gamma, epochs, batch, decay
+        self.running, self.seen = torch.zeros(k), 0
+
+    def __call__(self, counts: Counts) -> Table:
+        visits = torch.as_tensor(counts.visits, dtype=torch.float32)
+        visits[:, self.ends] = 0
+        t, s, a, after = torch.nonzero(visits, as_tuple=True)
+        weights, pairs = visits[t, s, a, after], torch.as_tensor(np.maximum(counts.pairs, 1))
+        returns = (torch.as_tensor(counts.earned) / pairs)[t, s, a].float()
+        rewards = (torch.as_tensor(counts.paid) / pairs)[t, s, a].float()
+        goes_on = ~(self.ends[after] | (t == len(visits) - 1))
+        for _ in range(self.epochs * int(weights.sum()) // self.batch):
+            i = torch.multinomial(weights, self.batch, replacement=True, generator=self.generator)
+            with torch.no_grad():
+                ahead = self.network(self.x[after[i]]).amax(-1)[:, :-1] * goes_on[i, None]
+                targets = torch.cat([returns[i, None], rewards[i, None] + self.gamma * ahead], 1)
+            self._step(self.network(self.x[s[i]])[torch.arange(self.batch), :, a[i]], targets)
+        with torch.no_grad():
+            Q = self.network(self.x)[:, -1].double().numpy()
+        return np.broadcast_to(Q, counts.paid.shape)
+
+    def _step(self, values: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> None:
+        losses = (values - targets).square().mean(0)
+        self.seen += 1
+        self.running = self.decay * self.running + (1 - self.decay) * losses.detach()
+        scale = self.running / (1 - self.decay**self.seen)
+        self.optimizer.zero_grad()
+        (losses / scale.clamp(min=1e-12)).mean().backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
+        self.optimizer.step()
 
 
 def sqirl(
-    problem: FiniteHorizon, k: int, m: int, rng: np.random.Generator, gamma: float = 1.0, shared: bool = False
+    problem: FiniteHorizon, regression: Regression, m: int, rng: np.random.Generator, gamma: float = 1.0
 ) -> Table:
     """The greedy policy of every step, from m episodes a step; ties are broken at random.
 
     Args:
-        k: 1 acts on the random policy's Q, T on the optimal one's, both as estimated.
-        shared: see `regress`.
+        regression: `Tables(k)`, or `Heads` for a network.
     """
-    if not 1 <= k <= problem.horizon:
-        raise InputError(f"sqirl: k {k}; expected from 1 to {problem.horizon}, the horizon")
     policy = random_policy(problem)
     counts = Counts.none(*policy.shape)
     for t in range(problem.horizon):
         counts = counts.add(episodes(problem, policy, m, rng), since=t, gamma=gamma)
-        Q = regress(counts, k, gamma, shared)[t]
+        Q = regression(counts)[t]
         tied = optimal_actions(Q, TIE) * (1 + rng.random(Q.shape))
         policy[t] = np.eye(Q.shape[1])[tied.argmax(-1)]
     return policy

@@ -1,0 +1,159 @@
+"""The policies behind a run folder: fresh responses from its checkpoint and its start, and all answers of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from surefoot.errors import InputError
+from surefoot.rollout.native import Sampling
+from surefoot.rollouts import Rollouts
+from surefoot.stability.enumeration import FLOOR, Answers, enumerate_answers
+from surefoot.stability.samples import Samples, concatenate, samples_from_rollouts
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What can be sampled again.
+
+    Attributes:
+        before, after: the policy that the run started from, which is also its reference, and its newest checkpoint.
+        step: of that checkpoint.
+        task, method: of the run.
+        prompts: indices of training problems.
+    """
+
+    before: Any
+    after: Any
+    step: int
+    task: Any
+    method: Any
+    prompts: tuple[int, ...]
+
+    @property
+    def sampling(self) -> Sampling:
+        """The run's own sampling distribution."""
+        part = self.method.rollout
+        if hasattr(part, "sampling"):
+            return part.sampling(self.task)
+        return Sampling(max_new_tokens=self.task.max_new_tokens)
+
+
+def open_subject(folder: Path, prompts: int = 8) -> Subject:
+    """The policies of a run, and the last `prompts` different problems that it was trained on.
+
+    Raises:
+        InputError: not a run folder, no checkpoint in it, or one that is corrupt.
+    """
+    from surefoot import tasks
+    from surefoot.method import Method
+    from surefoot.policies.causal_lm import CausalLM
+    from surefoot.training import checkpoint
+    from surefoot.training.run import Run
+
+    if prompts < 1:
+        raise InputError(f"cliff: --prompts {prompts}; expected at least 1")
+    config = Run.open(folder).config()
+    found = checkpoint.checkpoints(folder / "checkpoints")
+    if not found:
+        raise InputError(f"{folder}: no checkpoint; expected one to sample from")
+    checkpoint.verify(found[-1])
+    task = tasks.load(config["task"], config.get("reward") or None)
+    return Subject(
+        before=CausalLM.load(config["policy"]),
+        after=CausalLM.load(str(found[-1])),
+        step=int(found[-1].name.removeprefix("step-")),
+        task=task,
+        method=Method.from_dict(config["method"]),
+        prompts=_last_prompts(folder, prompts) or tuple(range(prompts)),
+    )
+
+
+def fresh(subject: Subject, n: int, seed: int = 0) -> Samples:
+    """`n` responses to each prompt from the start (step 0) and from the checkpoint, with their log ratios.
+
+    Seeds depend on (seed, policy, prompt, response) alone.
+
+    Raises:
+        InputError: fewer than two responses a prompt.
+    """
+    if n < 2:
+        raise InputError(f"cliff: --fresh {n}; expected at least 2 responses a prompt")
+    sides = ((0, subject.before), (subject.step, subject.after))
+    return concatenate([_sampled(subject, policy, step, n, seed) for step, policy in sides])
+
+
+def enumerated(subject: Subject, floor: float = FLOOR) -> list[tuple[Samples, Answers]]:
+    """For each prompt every answer of the checkpoint's policy (see `enumeration`), judged, with its probability.
+
+    `weight` is conditioned on what was enumerated: it sums to 1, and `Answers.rest` tells what is missing.
+    """
+    found = []
+    for prompt in subject.prompts:
+        problem = subject.task.train[prompt]
+        answers = enumerate_answers(subject.after, problem.question, subject.sampling, subject.before, floor)
+        n = len(answers)
+        tokens, valid = subject.after.encode([problem.question], room=subject.sampling.max_new_tokens)
+        batch = Rollouts(
+            dict(
+                tokens=answers.tokens,
+                mask=answers.present,
+                present=answers.present,
+                group=torch.zeros(n, dtype=torch.long),
+                prompt=torch.full((n,), prompt),
+                prompt_tokens=tokens,
+                prompt_mask=valid,
+                truncated=torch.from_numpy(answers.cut),
+            ),
+            notes={"completion": subject.after.decode(answers.tokens, answers.present)},
+        )
+        samples = _judged(subject, subject.after, [problem] * n, batch, subject.step)
+        weight = np.exp(answers.logp)
+        found.append(
+            (replace(samples, log_ratio=answers.logp - answers.ref_logp, weight=weight / weight.sum()), answers)
+        )
+    return found
+
+
+def _sampled(subject: Subject, policy: Any, step: int, n: int, seed: int) -> Samples:
+    problems = [subject.task.train[i] for i in subject.prompts]
+    group = torch.arange(len(problems)).repeat_interleave(n)
+    drawn = [np.random.default_rng([seed, 6, step, i]).integers(0, 2**62, n) for i in subject.prompts]
+    batch = policy.sample(
+        [p.question for p in problems], group, torch.from_numpy(np.concatenate(drawn)), subject.sampling
+    )
+    batch = batch.having(prompt=torch.tensor(subject.prompts)[group])
+    return _judged(subject, policy, [problems[g] for g in group.tolist()], batch, step, "ref_logp")
+
+
+def _judged(
+    subject: Subject, policy: Any, problems: Sequence[Any], batch: Rollouts, step: int, *columns: str
+) -> Samples:
+    """The run's reward of each response, and the signal columns asked for, as samples."""
+    from surefoot.training.run import rows_of
+    from surefoot.training.signals import Signals
+
+    temperature = subject.sampling.temperature or 1.0
+    signals = Signals(policy, temperature, reference=lambda: subject.before)
+    batch = signals.fill(subject.task.judge(problems, batch), {*subject.method.reward.reads, *columns})
+    reward = subject.method.reward(batch)
+    batch = batch.having(**(reward if isinstance(reward, dict) else {"reward": reward}))
+    return samples_from_rollouts(rows_of(step, batch), weights=getattr(subject.method.reward, "weights", None))
+
+
+def _last_prompts(folder: Path, most: int) -> tuple[int, ...]:
+    """The last different prompts in the run's rollouts; none where nothing was logged."""
+    import pyarrow.parquet as pq
+
+    seen: dict[int, None] = {}
+    for path in reversed(sorted((folder / "rollouts").glob("*.parquet"))):
+        table = pq.read_table(path, columns=["prompt"])
+        seen |= dict.fromkeys(reversed(table["prompt"].to_pylist()))
+        if len(seen) >= most:
+            break
+    return tuple(list(seen)[:most])
