@@ -79,8 +79,3 @@ def policy():
 @pytest.fixture
 def task():
     return digits_task()
-
-
-def pytest_make_parametrize_id(val):
-    """Objects with a name are called by it in test ids (a repr with an address differs between workers)."""
-    return name if isinstance(name := getattr(val, "name", None), str) else None
