@@ -127,13 +127,21 @@ def inverse_success(p: Tensor) -> Tensor:
 def success_weighted(
     reward: Float[Tensor, "n"], group: Int[Tensor, "n"], weight: Callable[[Tensor], Tensor] = inverse_deviation
 ) -> Float[Tensor, "n"]:
-    """`w(p) (r - p)` with p the group's mean of binary rewards: one family, in which w says which difficulty counts.
+    """`w(p) (r - p)`, p the group's success rate (mean reward): one family, in which w says which difficulty counts.
 
     Groups without contrast get 0, whatever w says there.
+
+    Raises:
+        InputError: a reward outside [0, 1], whose mean is no rate: w would not be finite, or turn the gradient round.
 
     >>> success_weighted(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long), inverse_success)
     tensor([ 3., -1., -1., -1.])
     """
+    if not ((reward >= 0) & (reward <= 1)).all():
+        low, high = reward.aminmax()
+        raise InputError(
+            f"success_weighted: rewards between {float(low):g} and {float(high):g}, expected between 0 and 1"
+        )
     p = group_mean(reward, group)
     gap = working(reward) - p
     return (weight(p) * gap).where(gap != 0, 0.0)

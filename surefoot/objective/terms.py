@@ -20,6 +20,11 @@ class Term(Part):
     Attributes:
         of: the loss, of steps or of trajectories.
         aggregate: how this term's losses add up (the method's aggregate has no say here).
+
+    >>> one = torch.ones(1, 2)
+    >>> table = Rollouts({"logp": -one, "old_logp": -one, "advantage": 3 * one, "mask": one.bool()})
+    >>> Term(Clip(), coef=0.1)(table)
+    tensor([[-0.3000, -0.3000]])
     """
 
     of: Part = Clip()

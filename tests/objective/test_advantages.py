@@ -122,6 +122,17 @@ def test_success_weights_and_kernels_are_one_family():
     torch.testing.assert_close(grpo, population)
 
 
+@pytest.mark.parametrize("weight", [adv.even, adv.inverse_deviation, adv.inverse_success])
+def test_success_weights_are_finite_for_rates_and_refuse_other_rewards(weight):
+    """Up to the ends: one right of 1000; rewards inside (0, 1). A negative "rate" would turn 1/p round."""
+    rare = torch.zeros(1000).index_fill(0, torch.tensor([0]), 1.0)
+    for reward in (rare, 1 - rare, rare * 1e-20, torch.linspace(0.2, 0.9, 1000)):
+        assert adv.success_weighted(reward, torch.zeros(1000, dtype=torch.long), weight).isfinite().all()
+    for wrong in (-0.5, 1.5, float("nan")):
+        with pytest.raises(InputError, match="success_weighted: rewards between .*expected between 0 and 1"):
+            adv.success_weighted(torch.tensor([1.0, wrong]), torch.zeros(2, dtype=torch.long), weight)
+
+
 def test_a_win_rate_sees_only_the_order():
     group = torch.tensor([0, 0, 0, 1, 1])
     reward = torch.tensor([0.1, 0.2, 0.2, 5.0, -1.0])
@@ -170,6 +181,8 @@ PARTS = [
 )
 def test_the_order_of_trajectories_does_not_matter(rewards, order, part):
     reward, group = torch.tensor(rewards), torch.tensor([0, 0, 0, 1, 1, 2])
+    if isinstance(part, adv.SuccessWeighted):
+        reward = reward.clamp_min(0)
     plain = part(_table(reward, group, [1, 3, 2, 3, 1, 2]))
     lengths = torch.tensor([1, 3, 2, 3, 1, 2])[list(order)].tolist()
     moved = part(_table(reward[list(order)], group[list(order)], lengths))
