@@ -108,7 +108,9 @@ def test_limits_and_inequalities():
     assert 0 <= coarse <= kl, "merging outcomes cannot raise a divergence"
 
 
-@pytest.mark.parametrize("g", [*NAMED, d.skewed_js(0.3), d.alpha_divergence(0.4), d.alpha_divergence(-1.0)], ids=lambda g: g.name)
+@pytest.mark.parametrize(
+    "g", [*NAMED, d.skewed_js(0.3), d.alpha_divergence(0.4), d.alpha_divergence(-1.0)], ids=lambda g: g.name
+)
 def test_the_price_of_missing_mass_is_the_limit_of_f(g):
     """f(t) as t -> 0, and f(t) / t as t -> infinity, where they are finite; growing without bound where not."""
     u = torch.tensor([30.0, 40.0], dtype=torch.float64)
