@@ -111,16 +111,20 @@ def test_no_gradient_flows_through_the_weights_and_padding_does_not_leak():
     ],
 )
 def test_how_well_the_estimators_rank(estimate, signs, signed, sizes):
-    """4000 softmaxes of 32 logits; with advantages of +-1 most of the ranking of |Omega| is gone: it was |A|."""
-    rng = np.random.default_rng(0)
-    logp = torch.from_numpy(rng.normal(0, 2, (4000, 32))).log_softmax(-1)
+    """Softmaxes of 32 logits; with advantages of +-1 most of the ranking of |Omega| is gone: it was |A|.
+
+    The card's numbers are of 4000 softmaxes, whose sampling error alone is .012 (four draws gave .607 to .642 where it
+    says .63): here so many that its tolerance, .02, is eight standard errors.
+    """
+    rng, size = np.random.default_rng(0), 100_000
+    logp = torch.from_numpy(rng.normal(0, 2, (size, 32))).log_softmax(-1)
     action = torch.multinomial(logp.exp(), 1, generator=torch.Generator().manual_seed(0))[:, 0]
-    advantage = torch.from_numpy(rng.choice([-1.0, 1.0], 4000) if signs else rng.normal(size=4000))
+    advantage = torch.from_numpy(rng.choice([-1.0, 1.0], size) if signs else rng.normal(size=size))
     own = logp.gather(1, action[:, None])[:, 0]
     guess, exact = estimate(own, own, entropy(logp), advantage), exact_fall(logp, action, advantage)
     if signed:
-        assert spearmanr(guess, exact).statistic == pytest.approx(signed, abs=0.03)
-    assert spearmanr(guess.abs(), exact.abs()).statistic == pytest.approx(sizes, abs=0.03)
+        assert spearmanr(guess, exact).statistic == pytest.approx(signed, abs=0.02)
+    assert spearmanr(guess.abs(), exact.abs()).statistic == pytest.approx(sizes, abs=0.02)
 
 
 def test_the_weights_follow_the_policy_between_minibatches():
