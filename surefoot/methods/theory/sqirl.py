@@ -165,7 +165,8 @@ class Heads:
     """The authors' regression: one network of states with k heads, trained on from one step to the next.
 
     Loss: mean over i of `(Q_i(s, a) - y_i)^2 / running mean of it`, targets detached. As only expectations matter, a
-    sample's return is the mean one of its (step, state, action).
+    sample's return is the mean one of its (step, state, action). Where nothing is random the losses go to 0, their
+    scaled gradients do not, and values keep to about 30 rates of the truth: the rate is the precision.
 
     Args:
         features: of every state [S, d].
