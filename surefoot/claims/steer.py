@@ -55,8 +55,8 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
 
 NOTES = (
     "Entropy is averaged over the moments when the mean reward first passes .4, .6 and .8; gaps are paired by seed. "
-    "The paper's range has a mean weight near its upper end, which is a larger step: the weights make up for it, and the "
-    "entropy ends level with the base method's. With the strong range it is above both."
+    "The paper's range has a mean weight near its upper end, which is a larger step: the weights make up for it, and "
+    "the entropy ends level with the base method's. With the strong range it is above both."
 )
 
 
