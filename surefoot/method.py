@@ -176,7 +176,7 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of every part, by path."""
-        return {path: part.state_dict() for path, part in self.parts() if part.memory}
+        return {path: state for path, part in self.parts() if (state := part.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put saved memories back."""

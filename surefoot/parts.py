@@ -14,7 +14,7 @@ A part with memory keeps it in `self.memory`, a dict of plain numbers, lists and
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -35,6 +35,7 @@ class Part:
             it depends on the part's fields: a KL with coefficient 0 reads nothing).
         adds: columns that the part returns beside its main result; a part that adds columns returns a dict.
         whole_groups: the part compares the rows of a group in the update, so a microbatch must not split one.
+        whole_batch: the part compares all rows in the update, so a minibatch is not split at all.
         aggregate: (a field of surrogates and regularizers that have it) weights this term's steps by itself, instead of
             the method's aggregate.
         observe: (a method of prompts and update parts that have it) called once with every whole batch, before its
@@ -45,6 +46,7 @@ class Part:
     reads: ClassVar[tuple[str, ...]] = ()
     adds: ClassVar[tuple[str, ...]] = ()
     whole_groups: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = False
     memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False, kw_only=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,14 +72,28 @@ class Part:
         object.__setattr__(new, "memory", self.memory)
         return new
 
+    def inside(self) -> Iterator[tuple[str, Part]]:
+        """This part and all parts in its fields, by path: `("", self), ("base", ...), ("of.0", ...)`."""
+        yield "", self
+        for f in fields(self):
+            value = getattr(self, f.name)
+            many = {f"{f.name}.{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {f.name: value}
+            for name, part in many.items():
+                if isinstance(part, Part):
+                    yield from ((f"{name}.{path}".rstrip("."), inner) for path, inner in part.inside())
+
     def state_dict(self) -> dict[str, Any]:
-        """A deep copy of the memory."""
-        return copy.deepcopy(self.memory)
+        """A deep copy of the memory, with that of the parts inside it."""
+        inside = {path: part.memory for path, part in self.inside() if path and part.memory}
+        return copy.deepcopy(self.memory | ({"inside": inside} if inside else {}))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put a saved memory back."""
-        self.memory.clear()
-        self.memory.update(copy.deepcopy(dict(state)))
+        state = copy.deepcopy(dict(state))
+        saved = state.pop("inside", {}) | {"": state}
+        for path, part in self.inside():
+            part.memory.clear()
+            part.memory.update(saved.get(path, {}))
 
 
 class Reward(Protocol):

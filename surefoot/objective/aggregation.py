@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from surefoot.objective.selection import Everything, on_steps
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -117,3 +118,25 @@ class TokenBudget(Part):
 
     def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
         return rollouts.mask.float() / self.tokens
+
+
+@dataclass(frozen=True)
+class On(Part):
+    """The weights of `base` on the steps that `steps` selects, and 0 on the others, which still count in the mean.
+
+    The selection is made on a minibatch as a whole, whatever its microbatches. Both of arXiv 2505.22617 are made of it
+    (with `absolute` of `divergences`):
+
+        Clip-Cov   Clip(), with aggregate On(TokenMean(), Not(CovarianceBand()))
+        KL-Cov     Clip(inf, inf), and Term(KL(absolute, 1, "old_logp"), aggregate=On(TokenMean(), HighCovariance()))
+    """
+
+    base: Part = TokenMean()
+    steps: Part = Everything()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.base.reads, *self.steps.reads)))
+
+    def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
+        return self.base(rollouts, total) * on_steps(self.steps(rollouts))

@@ -239,9 +239,7 @@ class Smoothed(Part):
             total, weight = averages.get(name, (0.0, 0.0))
             fresh = 1 - self.decay
             averages[name] = [self.decay * total + fresh * metrics[name], self.decay * weight + fresh]
-        self.of.load_state_dict(self.memory.get("inner", {}))
         moved = self.of({name: averages[name][0] / averages[name][1] for name in seen})
-        self.memory["inner"] = self.of.state_dict()
         last = self.memory.setdefault("last", {})
         passed = {k: v for k, v in moved.items() if k not in last or abs(v - last[k]) > self.dead_band}
         last.update(passed)

@@ -36,6 +36,11 @@ def k2(logp: Float[Tensor, "*s"], ref: Float[Tensor, "*s"]) -> Float[Tensor, "*s
     return 0.5 * (logp - ref).square()
 
 
+def absolute(logp: Float[Tensor, "*s"], ref: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """`|log pi - log ref|`: a price on any change, not an estimate of a KL (verl's `abs`)."""
+    return (logp - ref).abs()
+
+
 def k3(logp: Float[Tensor, "*s"], ref: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """`e^d - 1 - d` with d = log ref - log pi, held within +-20 in the exponent (GRPO, arXiv 2402.03300, eq. 4).
 

@@ -433,9 +433,11 @@ class SelfPlay(Part):
 
 @dataclass(frozen=True)
 class Transport(Part):
-    """A shape of `transport_margin`s: pairs are matched anew by rank, over the pairs of one microbatch."""
+    """A shape of `transport_margin`s: pairs are matched anew by rank, over all pairs of the minibatch."""
 
     shape: Part = Logistic()
+
+    whole_batch = True
 
     def __call__(self, chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         margin = transport_margin(chosen, rejected)
@@ -521,7 +523,7 @@ class ChosenLikelihood(Part):
 class Prospect(Part):
     """KTO's loss of single responses (`prospect`); rewards above `threshold` are desirable.
 
-    The origin is the mean log-ratio of the microbatch, detached and held at 0 from below: on the policy's own samples
+    The origin is the mean log-ratio of the minibatch, detached and held at 0 from below: on the policy's own samples
     that is an unbiased estimate of KL(pi || ref). (KTO has no samples of the policy, and uses mismatched responses of
     its data set; TRL too.)
     """
@@ -531,6 +533,8 @@ class Prospect(Part):
     loss: float = 1.0
     threshold: float = 0.5
     score: Part = LogRatio()
+
+    whole_batch = True
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -1,10 +1,15 @@
-"""Which trajectories and steps train: masks that are multiplied into the table's own."""
+"""Which trajectories and steps train: masks that are multiplied into the table's own.
+
+A selection serves as the method's `select`, taken once a batch, or in an aggregate (`aggregation.On`), taken on every
+minibatch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from surefoot.parts import Part
@@ -88,6 +93,92 @@ class Top(Part):
             return rollouts.mask
         count = max(1, round(self.share * len(candidates)))
         return rollouts.mask & (value >= candidates.topk(count).values[-1])
+
+
+def covariance(
+    logp: Float[Tensor, "n t"], advantage: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]
+) -> Float[Tensor, "n t"]:
+    """Each step's term of the covariance of log-probability and advantage (arXiv 2505.22617, eq. 10).
+
+    Their mean over the masked steps is the covariance, which says how fast a policy gradient step lowers the entropy.
+
+    >>> covariance(torch.tensor([[-1.0, -3.0]]), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2).bool())
+    tensor([[1., 1.]])
+    """
+    count = mask.sum().clamp_min(1)
+    x, y = (v.detach().where(mask, 0.0) for v in (logp, advantage))
+    return ((x - x.sum() / count) * (y - y.sum() / count)).where(mask, 0.0)
+
+
+@dataclass(frozen=True)
+class HighCovariance(Part):
+    """The steps with the highest covariance (`covariance`; KL-Cov, arXiv 2505.22617, eq. 11).
+
+    Attributes:
+        share: of the steps that train; at least one step is chosen.
+        column: the log-probabilities. The authors' code takes the current ones (`now_logp`); at the first update after
+            sampling they are `old_logp`, which costs no forward pass.
+    """
+
+    share: float = 2e-4
+    column: str = "old_logp"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.column, "advantage", "mask")
+
+    def covariance(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        """Of every step, from the columns."""
+        return covariance(rollouts[self.column], rollouts.advantage, rollouts.mask)
+
+    def count(self, rollouts: Rollouts) -> int:
+        """How many steps are chosen."""
+        return max(1, int(self.share * rollouts.mask.sum()))
+
+    def __call__(self, rollouts: Rollouts) -> Bool[Tensor, "n t"]:
+        ranked = self.covariance(rollouts).where(rollouts.mask, -torch.inf).flatten()
+        top = ranked.topk(min(self.count(rollouts), len(ranked))).indices
+        return _at(top, rollouts.mask) & rollouts.mask
+
+
+@dataclass(frozen=True)
+class CovarianceBand(HighCovariance):
+    """A random few of the steps whose covariance lies in a band (Clip-Cov, arXiv 2505.22617, eq. 13).
+
+    Draws are a function of how many were made, so that a resumed run repeats them.
+
+    Attributes:
+        floor, ceiling: the band (of the paper's code).
+    """
+
+    floor: float = 1.0
+    ceiling: float = 5.0
+
+    def __call__(self, rollouts: Rollouts) -> Bool[Tensor, "n t"]:
+        found = self.covariance(rollouts)
+        inside = ((found > self.floor) & (found < self.ceiling) & rollouts.mask).flatten().nonzero().flatten()
+        self.memory["draws"] = self.memory.get("draws", 0) + 1
+        order = torch.randperm(len(inside), generator=torch.Generator().manual_seed(self.memory["draws"]))
+        return _at(inside[order[: self.count(rollouts)].to(inside.device)], rollouts.mask)
+
+
+def _at(index: Tensor, mask: Bool[Tensor, "n t"]) -> Bool[Tensor, "n t"]:
+    """True at the flat indices."""
+    return torch.zeros_like(mask).flatten().index_fill(0, index, True).view_as(mask)
+
+
+@dataclass(frozen=True)
+class Not(Part):
+    """The steps that train and are not selected."""
+
+    of: Part
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(("mask", *self.of.reads)))
+
+    def __call__(self, rollouts: Rollouts) -> Bool[Tensor, "n t"]:
+        return rollouts.mask & ~on_steps(self.of(rollouts))
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,6 @@ def _log1mexp(x: Tensor) -> Tensor:
     return torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-x.exp()))
 
 
-def covariance(logp: Float[Tensor, "n t"], advantage: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Tensor:
-    """Each token's share of the covariance between log-probability and advantage (arXiv 2505.22617, eq. 10)."""
-    count = mask.sum().clamp_min(1)
-    kept, credit = logp.detach().where(mask, 0.0), advantage.where(mask, 0.0)
-    return ((kept - kept.sum() / count) * (credit - credit.sum() / count)).where(mask, 0.0)
-
-
 @dataclass(frozen=True)
 class PolicyGradient(Part):
     """`-A log pi`: the score function, no ratio."""
@@ -156,54 +149,6 @@ class SAPO(_Ratio):
         ratio = self._log(rollouts, TokenRatio()).exp()
         cold = torch.full_like(ratio, self.negative).masked_fill(rollouts.advantage > 0, self.positive)
         return -soft_gate(ratio, cold) * rollouts.advantage
-
-
-@dataclass(frozen=True)
-class ClipCov(Clip):
-    """Clip, and no gradient for a random few tokens of high covariance (Clip-Cov, arXiv 2505.22617, eq. 13-14).
-
-    Covariances are of `old_logp` and over the table at hand (verl: the current log-probabilities, the same at the first
-    update); draws are a function of how many were made, so that a resumed run repeats them.
-
-    Attributes:
-        share: of the tokens that lose their gradient.
-        floor, ceiling: their covariance lies between these (of the paper's code).
-    """
-
-    share: float = 2e-4
-    floor: float = 1.0
-    ceiling: float = 5.0
-
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        loss = super().__call__(rollouts)
-        cov = covariance(rollouts.old_logp, rollouts.advantage, rollouts.mask)
-        high = ((cov > self.floor) & (cov < self.ceiling) & rollouts.mask).flatten().nonzero().flatten()
-        count = max(1, int(self.share * rollouts.mask.sum()))
-        self.memory["draws"] = self.memory.get("draws", 0) + 1
-        drawn = high[torch.randperm(len(high), generator=torch.Generator().manual_seed(self.memory["draws"]))[:count]]
-        stopped = torch.zeros(loss.numel(), dtype=torch.bool).index_fill(0, drawn, True).view_as(loss)
-        return torch.where(stopped, loss.detach(), loss)
-
-
-@dataclass(frozen=True)
-class KLCov(_Ratio):
-    """A KL penalty on the tokens of highest covariance, no clip (KL-Cov, arXiv 2505.22617, eq. 11-12).
-
-    The penalty is |log rho| as in the authors' code (verl), which is not a KL estimate; `coef` and `share` are theirs.
-    Covariances are as in `ClipCov`.
-    """
-
-    share: float = 2e-4
-    coef: float = 1.0
-    vanishes_with_advantage = False
-
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        log = self._log(rollouts, TokenRatio())
-        cov = covariance(rollouts.old_logp, rollouts.advantage, rollouts.mask).where(rollouts.mask, -torch.inf)
-        count = max(1, int(self.share * rollouts.mask.sum()))
-        top = cov.flatten().topk(min(count, cov.numel())).indices
-        chosen = torch.zeros(cov.numel(), dtype=torch.bool).index_fill(0, top, True).view_as(cov) & rollouts.mask
-        return -log.exp() * rollouts.advantage + self.coef * log.abs().where(chosen, 0.0)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -150,7 +151,9 @@ class Trainer:
             chosen = method.select(batch).bool()
             batch = batch.having(mask=batch.mask & (chosen[:, None] if chosen.ndim == 1 else chosen))
             reads = set(method.readers(*UPDATE_SLOTS))
-            if method.update.epochs * method.update.minibatches == 1 and "old_logp" not in method.aggregate.reads:
+            aggregates = [method.aggregate, *(a for _, p in self._terms() if (a := getattr(p, "aggregate", None)))]
+            early = any("old_logp" in a.reads for a in aggregates)
+            if method.update.epochs * method.update.minibatches == 1 and not early:
                 reads -= {"old_logp"}  # the policy has not moved: the update's own forward pass gives it
             batch = self.signals.fill(batch, reads)
             for path, part in method.parts():
@@ -187,8 +190,11 @@ class Trainer:
         weights = self._weights(minibatch)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {"loss": 0.0}
-        whole = any(part.whole_groups for path, part in self.method.parts() if path.split(".")[0] in UPDATE_SLOTS)
-        for rows in _microbatches(minibatch, self._learnable(minibatch), self.settings.micro_tokens, whole):
+        parts = [inner for _, part in self._terms() for _, inner in part.inside()]
+        groups, budget = any(p.whole_groups for p in parts), self.settings.micro_tokens
+        if any(p.whole_batch for p in parts):
+            budget = sys.maxsize
+        for rows in _microbatches(minibatch, self._learnable(minibatch), budget, groups):
             micro = minibatch.rows(rows)
             self._backward(micro, {path: w[rows][:, : micro.steps] for path, w in weights.items()}, log)
         parameters = self.policy.parameters()

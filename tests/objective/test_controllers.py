@@ -41,7 +41,7 @@ def test_an_average_is_not_passed_on_when_its_metric_is_missing():
     before = smoothed.state_dict()
     assert smoothed({"loss": 1.0}) == {}
     assert smoothed.state_dict()["averages"]["kl"] == before["averages"]["kl"]
-    assert smoothed.state_dict()["inner"] == before["inner"]
+    assert smoothed.state_dict()["inside"] == before["inside"]
 
 
 def test_phases_hold_from_their_first_step_on():

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from surefoot.objective import ratios, surrogates
 from surefoot.objective.advantages import LeaveOneOut
+from surefoot.objective.aggregation import On, TokenMean
+from surefoot.objective.selection import CovarianceBand, HighCovariance, Not, covariance
 from surefoot.rollouts import Rollouts
 from tests.objective.enumeration import Tree, expected_gradient
 
@@ -141,14 +143,17 @@ def test_kl_cov_and_clip_cov_touch_the_tokens_of_highest_covariance():
     advantage = torch.tensor([[2.0, -2.0, -1.0, 1.0]], dtype=torch.float64)
     logp = (old + 0.05).requires_grad_()
     table = Rollouts(dict(logp=logp, old_logp=old, advantage=advantage, mask=torch.ones(1, 4, dtype=torch.bool)))
-    cov = surrogates.covariance(old, advantage, table.mask)[0]
+    cov = covariance(old, advantage, table.mask)[0]
     assert cov.sum() > 0 and set(cov.topk(2).indices.tolist()) == {0, 1}
-    plain = _gradient(surrogates.KLCov(share=0.5, coef=0.0), table, logp)
-    pulled = _gradient(surrogates.KLCov(share=0.5, coef=1.0), table, logp)
-    assert ((pulled - plain)[0] != 0).tolist() == [True, True, False, False]
-    free = _gradient(surrogates.Clip(), table, logp)
-    stopped = _gradient(surrogates.ClipCov(share=0.5, floor=1.0, ceiling=5.0), table, logp)
-    assert (stopped[0] == 0).tolist() == [True, True, False, False] and (stopped[0, 2:] == free[0, 2:]).all()
+    assert HighCovariance(0.5)(table).tolist() == [[True, True, False, False]]
+    assert CovarianceBand(0.5)(table).tolist() == [[True, True, False, False]]
+    assert CovarianceBand(0.25)(table).sum() == 1
+    assert CovarianceBand(0.5, floor=100.0, ceiling=200.0)(table).sum() == 0
+    clip_cov, kl_cov = On(TokenMean(), Not(CovarianceBand(0.5))), On(TokenMean(), HighCovariance(0.5))
+    assert clip_cov(table)[0].tolist() == [0, 0, 0.25, 0.25] and kl_cov(table)[0].tolist() == [0.25, 0.25, 0, 0]
+    assert set(kl_cov.reads) == {"mask", "old_logp", "advantage"}
+    empty = table.having(mask=torch.zeros_like(table.mask))
+    assert (clip_cov(empty) == 0).all() and (kl_cov(empty) == 0).all()
 
 
 def test_the_engine_correction_truncates_or_masks():

@@ -41,10 +41,11 @@ def ours(table: Rollouts, aggregate: Part, *parts: Part, live: str = "logp", tot
     """The trainer's scalar loss of the parts, and its gradient in the live column."""
     leaf = table[live].clone().requires_grad_()
     table = table.having(**{live: leaf})
-    weights = aggregate(table, total)
+    common = aggregate(table, total)
     loss = table[live].new_zeros(())
     for part in parts:
-        term = part(table)
+        term, own = part(table), getattr(part, "aggregate", None)
+        weights = own(table, total) if own else common
         loss = loss + (weights * term.where(weights != 0, 0.0) if term.ndim == 2 else weights.sum(1) * term).sum()
     loss.backward()
     return loss.detach(), leaf.grad

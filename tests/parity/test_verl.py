@@ -16,9 +16,9 @@ Where verl differs from us, or from the paper that it names (each difference has
 * Sequence means divide by the rows that have a step; ours by all rows of the batch, also those masked out whole.
 * `vanilla` always has the dual clip (c = 3).
 * `gspo` bounds the sequence ratio by e^10, ours bounds token log-ratios by +-20.
-* `clip_cov` sets the loss of the chosen tokens to 0; ours keeps its value and detaches it: equal gradients. verl takes
-  covariances with the current log-probabilities and skips tokens that the ratio has clipped; ours with the old ones.
-  `kl_cov` likewise. Equal where the two policies differ by a constant.
+* `clip_cov` and `kl_cov` choose tokens in each microbatch, ours over the whole minibatch. verl takes covariances with
+  the current log-probabilities (ours: `column="now_logp"`; by default the old ones) and skips tokens that the ratio
+  has clipped. Equal where the two policies differ by a constant.
 * `dppo_*` write -sg(min(rho, c)) A log pi, ours -rho A: equal gradients up to the cap c; values differ.
 * `geo_mean` is a mean over rows of one loss; ours stands on each step: `SequenceMean` makes them equal.
 * k3's value is held within 10.
@@ -38,24 +38,24 @@ import torch
 
 from surefoot.objective import advantages as A
 from surefoot.objective import credit as C
-from surefoot.objective.aggregation import ConstantLength, SequenceMean, TokenBudget, TokenMean
+from surefoot.objective.aggregation import ConstantLength, On, SequenceMean, TokenBudget, TokenMean
 from surefoot.objective.controllers import AdaptiveKL
-from surefoot.objective.divergences import KL, k1, k2, k3
+from surefoot.objective.divergences import KL, absolute, k1, k2, k3
 from surefoot.objective.entropy import EntropyBonus, entropy
 from surefoot.objective.ratios import GeometricRatio, SequenceTokenRatio
+from surefoot.objective.selection import CovarianceBand, HighCovariance, Not
 from surefoot.objective.surrogates import (
     CISPO,
     SAPO,
     Clip,
-    ClipCov,
     EngineCorrected,
     GeometricMean,
-    KLCov,
     PolicyGradient,
     TrustRegion,
     binary_kl,
     binary_tv,
 )
+from surefoot.objective.terms import Term
 from surefoot.objective.values import ValueLoss
 from surefoot.rollouts import Rollouts
 from tests.parity.batch import agree, make, ours, theirs
@@ -270,17 +270,17 @@ def test_clip_cov_has_equal_gradients_where_policies_differ_by_a_constant():
     old = table.logp + 0.05  # covariances do not see a constant; the ratio stays inside its clip
     band = {"clip_cov_ratio": 1.0, "clip_cov_lb": 0.1, "clip_cov_ub": 5.0}
     b = _policy(table, "clip_cov", old=old, loss=band, **BOUNDS)
-    a = ours(table.having(old_logp=old), TokenMean(), ClipCov(0.2, 0.28, share=1.0, floor=0.1, ceiling=5.0))
-    _close(a[1], b[1])
+    chosen = CovarianceBand(1.0, floor=0.1, ceiling=5.0)
+    agree(ours(table.having(old_logp=old), On(TokenMean(), Not(chosen)), Clip(0.2, 0.28)), b)
     assert ((b[1] == 0) & table.mask).sum() > 2
-    assert not torch.allclose(a[0], b[0])
 
 
 def test_kl_cov_where_policies_differ_by_a_constant():
     table = make()
     old = table.logp + 0.05
     b = _policy(table, "kl_cov", old=old, loss={"kl_cov_ratio": 0.3, "ppo_kl_coef": 0.7}, **BOUNDS)
-    agree(ours(table.having(old_logp=old), TokenMean(), KLCov(share=0.3, coef=0.7)), b)
+    penalty = Term(KL(absolute, 0.7, "old_logp"), aggregate=On(TokenMean(), HighCovariance(0.3)))
+    agree(ours(table.having(old_logp=old), TokenMean(), Clip(math.inf, math.inf), penalty), b)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])

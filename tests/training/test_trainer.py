@@ -1,5 +1,6 @@
 """The trainer: signals on demand, splits that change nothing, learning, guards."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -11,10 +12,12 @@ from surefoot.method import Update
 from surefoot.methods.rlvr.grpo import GRPO
 from surefoot.methods.rlvr.ppo import PPO
 from surefoot.objective.advantages import Reinforce
-from surefoot.objective.aggregation import SequenceMean
-from surefoot.objective.preferences import DPO, ChosenLikelihood
-from surefoot.objective.selection import Everything
-from surefoot.objective.surrogates import ClipCov
+from surefoot.objective.aggregation import On, SequenceMean, TokenMean
+from surefoot.objective.divergences import KL, absolute
+from surefoot.objective.preferences import DPO, KTO, ChosenLikelihood
+from surefoot.objective.selection import CovarianceBand, Everything, HighCovariance, Not
+from surefoot.objective.surrogates import Clip
+from surefoot.objective.terms import Term
 from surefoot.parts import Part
 from surefoot.rollout.prompts import Uniform
 from surefoot.rollouts import MissingColumn
@@ -204,8 +207,29 @@ def test_preference_losses_train_online_and_microbatches_never_split_a_pair():
         _trainer(method.but(prompts=SMALL)).train_step()
 
 
+KL_COV = Term(KL(absolute, 1.0, "old_logp"), aggregate=On(TokenMean(), HighCovariance(0.1)))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        GRPO.but(aggregate=On(steps=Not(CovarianceBand(0.2, floor=-10.0, ceiling=10.0))), regularizers=()),
+        GRPO.but(surrogate=Clip(math.inf, math.inf), regularizers=(KL_COV,), update=Update(epochs=2)),
+        GRPO.but(surrogate=KTO, regularizers=(), update=Update(epochs=2)),
+    ],
+    ids=["clip-cov", "kl-cov", "kto"],
+)
+def test_what_is_chosen_or_compared_over_the_minibatch_does_not_depend_on_its_microbatches(method):
+    weights = []
+    for budget in (10**6, 60):
+        trainer = _trainer(method.but(prompts=SMALL), micro_tokens=budget)
+        trainer.train_step()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.policy.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-4, rtol=1e-3)
+
+
 def test_random_draws_of_a_part_are_repeated_by_a_resumed_run():
-    method = GRPO.but(prompts=SMALL, surrogate=ClipCov(share=0.2, floor=-10.0, ceiling=10.0))
+    method = GRPO.but(prompts=SMALL, aggregate=On(steps=Not(CovarianceBand(0.2, floor=-10.0, ceiling=10.0))))
     straight = _trainer(method)
     straight.train_step()
     weights = [p.detach().clone() for p in straight.policy.parameters()]
