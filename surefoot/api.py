@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from surefoot import tasks
+from surefoot import policies, tasks
 from surefoot.evaluation import evaluate as _evaluation
-from surefoot.policies.causal_lm import CausalLM
 from surefoot.rollout.native import Sampling
 
 
-def load_policy(name: str, **options: Any) -> CausalLM:
-    """A causal language model by shipped or cached name, folder, or Hugging Face id (see `CausalLM.load`)."""
-    return CausalLM.load(name, **options)
+def load_policy(spec: str, task: Any = None, lora: int = 0) -> Any:
+    """A policy by its specification: a causal language model, or another kind with its options (`policies.load`)."""
+    return policies.load(spec, task, lora)
 
 
 def evaluate(
@@ -25,6 +24,7 @@ def evaluate(
     sampling: Sampling | None = None,
     reward: Any = None,
 ) -> dict[str, Any]:
-    """Held-out pass@1, pass@k, maj@k and calibration with 95 % intervals (see `evaluation.metrics.summarise`)."""
-    loaded = load_policy(policy) if isinstance(policy, str) else policy
-    return _evaluation.evaluate(loaded, tasks.load(task, reward), problems, k, seed, sampling)
+    """Held-out pass@1, pass@k, maj@k and calibration with 95 % intervals (see `evaluation.evaluate.evaluate`)."""
+    task = tasks.load(task, reward)
+    loaded = load_policy(policy, task) if isinstance(policy, str) else policy
+    return _evaluation.evaluate(loaded, task, problems, k, seed, sampling)

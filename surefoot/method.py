@@ -10,7 +10,7 @@ import importlib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from surefoot.errors import InputError, nearest
@@ -30,6 +30,21 @@ class Paper:
     arxiv: str = ""
     year: int = 0
     title: str = ""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a method is at home: what `surefoot train --method M` takes when nothing else is named.
+
+    Attributes:
+        policy, task, teacher: specifications (`policies.load`, `tasks.load`); an empty task is the main job's.
+        train: settings of the trainer that differ from its defaults (`{"lr": 3e-4}`).
+    """
+
+    policy: str = "pebble"
+    task: str = ""
+    teacher: str = ""
+    train: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class Method:
     controllers: tuple[Part, ...] = ()
     update: Update = Update()
     paper: Paper | None = None
+    home: Home = field(default=Home(), compare=False)
 
     def but(self, **changes: Any) -> Method:
         """A variant: the same composition with other parts.

@@ -34,6 +34,7 @@ class Column:
 _TABLE = """
 tokens        | n t   | int   | rollout | the step taken: a token id
 actions       | n t d | float | rollout | the step taken, where it is a vector (control, flows, soft thoughts)
+states        | n t d | float | rollout | what the policy saw before each step, where it is a vector
 mask          | n t   | bool  | rollout | the policy chose this step and it may train
 present       | n t   | bool  | rollout | the step exists (chosen, or said by a tool or environment); false is padding
 turn          | n t   | int   | rollout | index of the turn a step belongs to, from 0; -1 on padding

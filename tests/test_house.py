@@ -11,13 +11,14 @@ ROOT = Path(__file__).parent.parent / "surefoot"
 FLOORS = {
     "errors.py": set(),
     "rollouts.py": {"errors"},
+    "specs.py": {"errors"},
     "parts.py": {"errors", "rollouts"},
     "method.py": {"errors", "rollouts", "parts", "objective", "rollout"},
     "objective": {"errors", "rollouts", "parts", "objective"},
     "exact": {"errors", "exact"},
     "rollout": {"errors", "rollouts", "parts", "rollout", "policies"},
-    "policies": {"errors", "rollouts", "objective", "policies", "rollout"},
-    "tasks": {"errors", "rollouts", "tasks"},
+    "policies": {"errors", "rollouts", "specs", "objective", "policies", "rollout"},
+    "tasks": {"errors", "rollouts", "specs", "tasks"},
     "evaluation": {"errors", "rollouts", "rollout", "tasks", "evaluation"},
     "methods": {"errors", "rollouts", "parts", "method", "objective", "methods", "rollout", "exact"},
 }

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     import surefoot as sf
     from surefoot import tasks
     from surefoot.errors import InputError
+    from surefoot.evaluation.evaluate import shown
     from surefoot.rollout.native import Sampling
     from surefoot.training.checkpoint import checkpoints
     from surefoot.training.run import Run
@@ -49,9 +50,5 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.policy} on {task.name}: {record['n']} held-out problems, {args.k} samples each")
     for key, value in record.items():
         if isinstance(value, (int, float)) and key != "n":
-            shown = f"{100 * value:.1f}%" if key.startswith(("pass@", "maj@")) else f"{value:.3f}"
-            interval = record.get(f"{key}_interval")
-            print(
-                f"  {key:<10} {shown}" + (f"  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
-            )
+            print(f"  {key:<10} {shown(record, key)}")
     return 0

@@ -10,12 +10,11 @@ HELP = "train a policy on a task with a method (no flags: the main job)"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from surefoot import tasks
-
     parser.add_argument(
-        "--policy", default="pebble", help="pebble, a cached name, a folder, a .gguf, a Hugging Face id"
+        "--policy",
+        help="pebble, a cached name, a folder, a .gguf, a Hugging Face id, <kind>[:key=value,...]; none: the method's",
     )
-    parser.add_argument("--task", default=tasks.DEFAULT, help="rg:<dataset>[:key=value,...], a JSONL or Parquet path")
+    parser.add_argument("--task", help="rg:<dataset>[:key=value,...], a JSONL or Parquet path, <kind>[:...]")
     parser.add_argument("--reward", help="for a file: exact, math or module:function")
     parser.add_argument("--method", default="grpo", help="a slug (surefoot papers) or module:OBJECT")
     parser.add_argument(
@@ -84,16 +83,16 @@ def overrides(pairs: list[str]) -> dict[str, str]:
 
 def summary(result) -> str:
     """Accuracy before and after, and where the report is."""
+    from surefoot.evaluation.evaluate import shown
+
     lines = [f"trained {result.seconds:.1f} s"]
     for when, record in (("before", result.before), ("after", result.after)):
         if not record:
             continue
         line = f"{when:>7}"
-        for key in [k for k in record if k.startswith(("pass@", "maj@")) and not k.endswith("_interval")]:
-            line += f"  {key} {100 * record[key]:5.1f}%"
-            if f"{key}_interval" in record:
-                low, high = record[f"{key}_interval"]
-                line += f" [{100 * low:.1f}, {100 * high:.1f}]"
+        for key in [k for k in record if k == record["headline"] or k.startswith(("pass@", "maj@"))]:
+            if not key.endswith("_interval"):
+                line += f"  {key} {shown(record, key)}"
         lines.append(f"{line}  ({record['n']} held-out problems)")
     lines.append(f"report  {result.folder / 'report.html'}")
     return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""Policies by name: a kind of this package with its options, or a causal language model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from surefoot.errors import InputError
+from surefoot.policies.base import CARD, Policy
+from surefoot.specs import call, kinds, read_options
+
+
+def load(spec: str, task: Any = None, lora: int = 0) -> Any:
+    """The policy of a specification.
+
+    Args:
+        spec: `<kind>[:key=value,...]` for a kind of this package (`tabular:lr=0.1`), the folder of a saved policy, or
+            what `CausalLM.load` takes (`pebble`, a cached name, a Hugging Face id or folder).
+        task: what the policy is for; a kind may take its sizes from it.
+        lora: rank of LoRA adapters (causal language models).
+
+    Raises:
+        InputError: nothing of that name, or an option that the kind does not have.
+    """
+    card = Path(spec).expanduser() / CARD
+    if card.is_file():
+        saved = json.loads(card.read_text(encoding="utf-8"))
+        policy = _made(saved["kind"], None, saved["options"], spec)
+        policy.restore(card.parent, {})
+        policy.name = saved["name"]
+        return policy
+    kind, _, rest = spec.partition(":")
+    if kind in kinds(__name__):
+        policy = _made(kind, task, read_options(rest, f"policy {spec!r}"), spec)
+        policy.name = spec
+        return policy
+    from surefoot.policies.causal_lm import CausalLM
+
+    return CausalLM.load(spec, lora=lora)
+
+
+def _made(kind: str, task: Any, options: dict[str, Any], spec: str) -> Policy:
+    known = kinds(__name__)
+    if kind not in known:
+        raise InputError(f"policy {spec!r}: made by the kind {kind!r}, which this installation does not have")
+    return call(known[kind].load, options, f"policy {spec!r}", task)
+
+
+__all__ = ["Policy", "load"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from surefoot.errors import InputError, nearest
 from surefoot.objective.chunked import log_collision, token_logp
 from surefoot.policies import llama
+from surefoot.policies.base import refuse_unknown
 from surefoot.rollout.native import Sampling, generate
 from surefoot.rollouts import Rollouts
 
@@ -178,12 +179,7 @@ class CausalLM:
 
         `temperature` divides the logits, so that `logp` belongs to the policy that sampled (0 counts as 1).
         """
-        unknown = set(want) - set(self.live)
-        if unknown:
-            raise InputError(
-                f"policy {self.name!r} ({self.kind}) cannot give column {min(unknown)!r}"
-                f"{nearest(min(unknown), self.live)}"
-            )
+        refuse_unknown(self, want)
         present, temperature = rollouts.present, temperature or 1.0
         hidden = self._hidden(rollouts)
         out: dict[str, Tensor] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,17 @@ def read_run(folder: Path) -> dict[str, Any]:
             "evaluation": read_evaluation(folder),
             "events": read_lines(folder / "events.jsonl"),
             "rewards": read_rewards(folder),
+            "pictures": read_pictures(folder),
         }
     )
+
+
+def read_pictures(folder: Path) -> list[dict[str, str]]:
+    """The PNG files of `pictures/`, by name, as data addresses: the page needs no other file."""
+    return [
+        {"name": p.stem.replace("_", " "), "data": f"data:image/png;base64,{b64encode(p.read_bytes()).decode()}"}
+        for p in sorted((folder / "pictures").glob("*.png"))
+    ]
 
 
 def read_config(folder: Path) -> tuple[str, dict[str, Any]]:

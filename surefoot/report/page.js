@@ -48,6 +48,28 @@ function side(record, key) {
   return {value: record[key], low, high};
 }
 
+const headlineOf = (run) => (run.evaluation.after || run.evaluation.before || {}).headline || "pass@1";
+const plainTask = (run) => !headlineOf(run).startsWith("pass@");
+
+// A task without a verifier: its rewards before and after, as numbers.
+function rewardsCard(judged) {
+  const first = judged[0].evaluation.after || judged[0].evaluation.before;
+  const keys = Object.keys(first).filter((k) => `${k}_interval` in first);
+  const cell = (e, k) => e ? `${number(e[k])} [${e[`${k}_interval`].map((v) => number(v)).join(", ")}]` : "–";
+  return card(el("h2", {}, `Held-out ${headlineOf(judged[0])}`),
+    el("p", {class: "soft small"}, `Means over ${first.n} held-out problems, with 95 % intervals.`),
+    table(["", ...keys.flatMap((k) => [`#${k}, before`, `#${k}, after`])],
+      judged.map((run) => [run.name, ...keys.flatMap((k) =>
+        [cell(run.evaluation.before, k), cell(run.evaluation.after, k)])])));
+}
+
+function pictures(run) {
+  if (!run.pictures?.length) return "";
+  return card(el("h2", {}, several ? `Pictures, ${run.name}` : "Pictures"),
+    el("div", {class: "grid"}, ...run.pictures.map(({name, data}) => el("figure", {},
+      el("img", {src: data, alt: name, style: "max-width:100%"}), el("figcaption", {class: "soft small"}, name)))));
+}
+
 function headline(run) {
   const {before, after} = run.evaluation, gained = after["pass@1"] - before["pass@1"];
   return el("p", {class: "headline"},
@@ -60,6 +82,7 @@ function headline(run) {
 function accuracy() {
   const judged = runs.filter((r) => r.evaluation.before || r.evaluation.after);
   if (!judged.length) return card(el("h2", {}, "Accuracy"), empty("This run has no evaluation yet."));
+  if (judged.some(plainTask)) return rewardsCard(judged);
   const keys = Object.keys(judged[0].evaluation.after || judged[0].evaluation.before)
     .filter((k) => /^(pass|maj)@\d+$/.test(k));
   const rows = keys.flatMap((key) => judged.map((run, i) => ({
@@ -80,7 +103,7 @@ function numbersTable() {
       if (e) rows.push([several ? `${run.name}, ${when}` : when, e]);
     }
   }
-  if (!rows.length) return null;
+  if (!rows.length || runs.some(plainTask)) return null;
   const accuracies = Object.keys(rows.at(-1)[1]).filter((k) => /^(pass|maj)@\d+$/.test(k));
   const columns = [...accuracies.map((k) => [k, (e) => percent(e[k])]),
     ["ECE", (e) => number(e.ece)], ["AUC", (e) => number(e.auc)], ["entropy", (e) => number(e.entropy)],
@@ -107,8 +130,8 @@ function facts(run) {
 }
 
 function overview() {
-  const curves = curveGrid(["reward", "heldout.pass@1"], "filled");
-  return [accuracy(), ...runs.map(facts), curves || "", numbersTable() || ""];
+  const curves = curveGrid(["reward", ...new Set(runs.map((r) => `heldout.${headlineOf(r)}`))], "filled");
+  return [accuracy(), ...runs.map(facts), curves || "", ...runs.map(pictures), numbersTable() || ""];
 }
 
 // --- curves -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -15,7 +15,14 @@ from surefoot.rollouts import Rollouts, concatenate
 
 
 class World(Protocol):
-    """What a rollout part may do: sample and judge requests, and draw more of them."""
+    """What a rollout part may do: sample and judge requests, and draw more of them.
+
+    Attributes:
+        policy, task: those of the run, for parts that make trajectories in their own way.
+    """
+
+    policy: Any
+    task: Any
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> Rollouts: ...
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from surefoot.errors import InputError, nearest
+from surefoot.specs import kinds
 from surefoot.tasks.base import Problem, RewardFunction, Task, TextTask
 
 __all__ = ["Problem", "Task", "TextTask", "load", "register"]
@@ -25,7 +26,8 @@ def register(name: str) -> Callable[[Callable[[], Task]], Callable[[], Task]]:
 
 
 def load(spec: str | Task, reward: str | RewardFunction | None = None) -> Task:
-    """The task of a specification: `rg:<dataset>[:key=value,...]`, a JSONL or Parquet path, or a registered name.
+    """The task of a specification: `rg:<dataset>[:key=value,...]`, a JSONL or Parquet path, `<kind>[:...]` for another
+    kind of this package (a module with a function `load(rest) -> Task`), or a registered name.
 
     Raises:
         InputError: nothing of that name; a reward where the task brings its own, or none where it needs one.
@@ -40,11 +42,14 @@ def load(spec: str | Task, reward: str | RewardFunction | None = None) -> Task:
         if reward:
             raise InputError(f"task {spec!r} brings its own reward; --reward is for files")
         return _REGISTERED[spec]() if spec in _REGISTERED else ReasoningGym(spec)
+    kind, _, rest = spec.partition(":")
+    if kind in kinds(__name__):
+        return kinds(__name__)[kind].load(rest)
     if spec.endswith((".jsonl", ".json", ".parquet")) or Path(spec).is_file():
         if not reward:
             raise InputError(f"task {spec!r}: a file needs a reward; give --reward exact, math or module:function")
         return FileTask(spec, reward_function(reward) if isinstance(reward, str) else reward)
     raise InputError(
         f"task {spec!r}: expected rg:<dataset>[:key=value,...], a .jsonl or .parquet path, or a registered "
-        f"task{nearest(spec, [*_REGISTERED, DEFAULT])}"
+        f"task{nearest(spec, [*_REGISTERED, *kinds(__name__), DEFAULT])}"
     )

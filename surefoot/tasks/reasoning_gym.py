@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
 
 from surefoot.errors import InputError, nearest
+from surefoot.specs import read_options
 from surefoot.tasks.base import Problem, TextTask
 from surefoot.tasks.splits import is_held_out
 
@@ -24,16 +23,7 @@ def parse_spec(spec: str) -> tuple[str, dict]:
     """
     _, _, rest = spec.partition(":")
     name, _, settings = rest.partition(":")
-    options = {}
-    for pair in re.split(r",(?=\w+=)", settings) if settings else []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InputError(f"task {spec!r}: cannot read {pair!r}; expected rg:<dataset>:key=value,key=value")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = {"true": True, "false": False}.get(value.lower(), value)
-    return name, options
+    return name, read_options(settings, f"task {spec!r}", "rg:<dataset>:key=value,key=value")
 
 
 def _dataset(spec: str, name: str, options: dict, seed: int, size: int):

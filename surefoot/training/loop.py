@@ -13,11 +13,10 @@ from typing import Any, get_type_hints
 import torch
 
 import surefoot
-from surefoot import tasks
+from surefoot import policies, tasks
 from surefoot.errors import GuardStop, InputError, SurefootError, nearest
-from surefoot.evaluation.evaluate import evaluate, quick_accuracy
+from surefoot.evaluation.evaluate import evaluate, quick_score, shown
 from surefoot.method import Method, read_as
-from surefoot.policies.causal_lm import CausalLM
 from surefoot.rollout.native import Sampling
 from surefoot.training import checkpoint
 from surefoot.training.progress import Live
@@ -71,8 +70,8 @@ def default_folder(method: str, seed: int) -> Path:
 
 
 def train(
-    policy: str | Any = "pebble",
-    task: str | Any = tasks.DEFAULT,
+    policy: str | Any = None,
+    task: str | Any = None,
     method: str | Method = "grpo",
     *,
     reward: Any = None,
@@ -87,8 +86,8 @@ def train(
     """Train `policy` on `task` with `method`: the `surefoot train` command from Python.
 
     Args:
-        policy: a name, folder, Hugging Face id, or a policy object.
-        task: a specification (`tasks.load`), or a task object.
+        policy: a specification (`policies.load`), or a policy object; none takes the method's home.
+        task: a specification (`tasks.load`), or a task object; none takes the method's home.
         method: a slug, `module:OBJECT`, or a Method.
         reward: for a file task: `exact`, `math`, `module:function` or a function.
         set: overrides, such as `{"surrogate.low": 0.3, "train.lr": 1e-3}`.
@@ -102,9 +101,11 @@ def train(
     from surefoot import methods
 
     chosen = methods.find(method) if isinstance(method, str) else method
-    base = Settings(seed=seed) if steps is None else Settings(seed=seed, steps=steps)
+    home = chosen.home
+    base = Settings(**_settings({**home.train, "seed": seed} | ({} if steps is None else {"steps": steps})))
     chosen, settings = apply_overrides(chosen, base, set or {})
-    made = _Made(policy, tasks.load(task, reward), chosen.check(), settings, teacher)
+    task, policy = tasks.load(task or home.task or tasks.DEFAULT, reward), policy or home.policy
+    made = _Made(policy, task, chosen.check(), settings, teacher or home.teacher or None)
     trainer = made.trainer()
     folder = Path(out) if out else default_folder(chosen.name, settings.seed)
     run = Run.create(folder, made.config(reward))
@@ -152,7 +153,7 @@ def _settings(table: Mapping[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(Settings)
     for name in table:
         if name not in hints:
-            raise InputError(f"config.toml: train has no setting {name!r}{nearest(name, hints)}")
+            raise InputError(f"train has no setting {name!r}{nearest(name, hints)}")
     return {k: read_as(v, hints[k], f"train.{k}") for k, v in table.items()}
 
 
@@ -168,8 +169,11 @@ class _Made:
 
     def trainer(self) -> Trainer:
         torch.manual_seed(self.settings.seed)
-        policy = CausalLM.load(self.policy, lora=self.settings.lora) if isinstance(self.policy, str) else self.policy
-        teacher = CausalLM.load(self.teacher) if isinstance(self.teacher, str) else self.teacher
+        policy, teacher = self.policy, self.teacher
+        if isinstance(policy, str):
+            policy = policies.load(policy, self.task, self.settings.lora)
+        if isinstance(teacher, str):
+            teacher = policies.load(teacher, self.task)
         return Trainer(policy, self.task, self.method, self.settings, teacher)
 
     def config(self, reward: Any) -> dict[str, Any]:
@@ -202,11 +206,8 @@ def _run(trainer: Trainer, run: Run, progress: bool, report: bool) -> Result:
                 result = trainer.train_step()
                 spent += time.perf_counter() - started
                 if s.eval_every and (trainer.step % s.eval_every == 0 or trainer.step == s.steps):
-                    accuracy = quick_accuracy(trainer.policy, trainer.task, s.eval_problems, s.seed, _sampling(trainer))
-                    result.metrics["heldout"] = {
-                        "pass@1": accuracy,
-                        "n": min(s.eval_problems, len(trainer.task.heldout)),
-                    }
+                    name, value = quick_score(trainer.policy, trainer.task, s.eval_problems, s.seed, _sampling(trainer))
+                    result.metrics["heldout"] = {name: value, "n": min(s.eval_problems, len(trainer.task.heldout))}
                 run.step(trainer.step, result.metrics, result.seconds, result.batch if s.log_rollouts else None)
                 live.step(trainer.step, result.metrics, result.seconds)
                 if stop.requested:
@@ -225,6 +226,9 @@ def _run(trainer: Trainer, run: Run, progress: bool, report: bool) -> Result:
         raise Interrupted(f"interrupted after step {trainer.step}; go on with: surefoot train --resume {run.folder}")
     after = _final_evaluation(trainer, run, "after", say)
     run.event(trainer.step, "end", f"trained for {spent:.1f} s", seconds=round(spent, 1))
+    draw = getattr(trainer.task, "pictures", None)
+    if draw:
+        draw(trainer.policy, run.folder / "pictures")
     if report:
         from surefoot.report import report as write_report
 
@@ -249,12 +253,9 @@ def _final_evaluation(trainer: Trainer, run: Run, when: str, say: Any) -> dict[s
         return {}
     record = evaluate(trainer.policy, trainer.task, s.final_problems, s.final_samples, s.seed, _sampling(trainer))
     run.evaluation(task=trainer.task.name, k=s.final_samples, **{when: record})
-    low, high = record["pass@1_interval"]
-    best = f", pass@{s.final_samples} {100 * record[f'pass@{s.final_samples}']:.1f}%"
-    say(
-        f"held-out {when}: pass@1 {100 * record['pass@1']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]{best} "
-        f"({record['n']} problems)"
-    )
+    first, best = record["headline"], f"pass@{s.final_samples}"
+    more = f", {best} {100 * record[best]:.1f}%" if best in record and best != first else ""
+    say(f"held-out {when}: {first} {shown(record, first)}{more} ({record['n']} problems)")
     return record
 
 

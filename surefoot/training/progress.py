@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from surefoot.evaluation.evaluate import shown
+
 _FIELDS = (
     ("reward", "reward"),
     ("heldout", "held-out"),
@@ -23,7 +25,7 @@ class Live:
     def __init__(self, total: int, done: int = 0, enabled: bool = True):
         self.console = Console(stderr=True)
         self.enabled, self.bar = enabled, None
-        self.shown: dict[str, float] = {}
+        self.shown: dict[str, Any] = {}
         self.total = total
         if enabled and sys.stderr.isatty():
             self.bar = Progress(
@@ -55,10 +57,12 @@ class Live:
             "kl": metrics.get("kl"),
             "tokens_per_s": seconds.get("tokens_per_s"),
         }
-        fresh = metrics.get("heldout", {}).get("pass@1")
-        numbers["heldout"] = fresh
+        fresh = next(iter(metrics.get("heldout", {}).items()), None)
         self.shown |= {k: v for k, v in numbers.items() if v is not None}
-        line = "  ".join(f"{label} {_format(key, self.shown[key])}" for key, label in _FIELDS if key in self.shown)
+        if fresh:
+            self.shown["heldout"] = shown(dict([fresh]), fresh[0])
+        texts = {k: v if isinstance(v, str) else _format(k, v) for k, v in self.shown.items()}
+        line = "  ".join(f"{label} {texts[key]}" for key, label in _FIELDS if key in texts)
         if self.bar:
             self.bar.update(self.row, completed=step, line=line)
         elif self.enabled and (fresh is not None or step == self.total):
@@ -73,4 +77,4 @@ class Live:
 def _format(key: str, value: float) -> str:
     if key == "tokens_per_s":
         return f"{value:,.0f}"
-    return f"{100 * value:.1f}%" if key == "heldout" else f"{value:.3f}"
+    return f"{value:.3f}"

@@ -17,6 +17,7 @@ from surefoot.method import BATCH_SLOTS, UPDATE_SLOTS, Method
 from surefoot.rollout.native import Sampling
 from surefoot.rollout.prompts import Request
 from surefoot.rollouts import LIVE, Rollouts
+from surefoot.tasks import play
 from surefoot.tasks.base import Task
 from surefoot.training.guards import check_column, check_gradient, check_loss
 from surefoot.training.settings import Settings
@@ -64,8 +65,9 @@ class Trainer:
         self.signals = Signals(self.policy, reference=lambda: self._reference, teacher=self.teacher)
         s = self.settings
         self.peak_lr = s.lr if s.lr is not None else self.policy.suggested_lr
+        grouped = getattr(self.policy, "parameter_groups", self.policy.parameters)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
+            grouped(),
             lr=self.peak_lr,
             betas=(s.beta1, s.beta2),
             weight_decay=s.weight_decay,
@@ -95,12 +97,10 @@ class Trainer:
         group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.rollouts for r in requests]))
         seeds = torch.from_numpy(self._rng(1).integers(0, 2**62, len(group)))
         with self._phase("rollout"):
-            batch = self.policy.sample([p.question for p in problems], group, seeds, sampling)
+            batch = play.act(self.policy, self.task, problems, group, seeds, sampling)
         with self._phase("score"):
-            rows = [problems[g] for g in group.tolist()]
-            prompt = torch.tensor([r.prompt for r in requests])[group]
-            notes = {"question": [p.question for p in rows], "answer": [p.answer for p in rows]}
-            batch = self.task.judge(rows, batch.having(prompt=prompt, age=torch.zeros_like(prompt), notes=notes))
+            batch = play.judged(self.task, problems, torch.tensor([r.prompt for r in requests]), batch)
+            batch = batch if "age" in batch else batch.having(age=torch.zeros_like(batch.prompt))
         self._tokens += int(batch.present.sum()) if "present" in batch else batch.mask.sum().item()
         self.signals.temperature = sampling.temperature
         self._engine_exact = getattr(self.policy, "engine_exact", False) and not sampling.truncates
@@ -203,8 +203,10 @@ class Trainer:
         check_gradient(norm, parameters, self._names(), self.step)
         lr = self.settings.lr_at(self.step, self.peak_lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         self.optimizer.step()
+        if hasattr(self.policy, "stepped"):
+            self.policy.stepped()
         counted = log.pop("_counted", 0.0)
         means = {k[5:]: log.pop(k) / counted for k in list(log) if k.startswith("_sum_") and counted}
         return log | means | {"grad_norm": float(norm), "lr": lr}
