@@ -10,7 +10,7 @@ run: $(VENV)/.core
 	$(BIN)/surefoot train
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 # Agreement with TRL and verl. verl pins an older transformers than it needs for its core: hence --no-deps.
 parity: $(VENV)/.test

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # workers share the cores
 
 
 def tiny_llama(seed: int = 0, vocab: int = 40, heads: int = 4, kv_heads: int = 2, **changes):
