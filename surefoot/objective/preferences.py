@@ -10,6 +10,7 @@ the margin `score(chosen) - score(rejected)` alone:
     SLiC      log pi                                relu(1 - beta m)
     SimPO     mean log pi                           logistic(beta m - gamma)
     chi-PO    phi(log pi/ref), phi(l) = e^l + l     logistic(beta m), clipped
+    AlphaPO   (1 - e^(-a mean log pi)) / a          logistic(beta m - gamma)
     ORPO      log odds of the mean                  logistic(m), beside the likelihood of the chosen
 
 The parts at the end (`DPO`, `IPO`, ...) write this table in code. Functions take scores or margins of pairs, [n], and
@@ -60,6 +61,25 @@ def forward_kl_link(log_ratio: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
 def js_link(log_ratio: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """`log(2 e^l / (1 + e^l))`: Jensen-Shannon's (f-DPO, arXiv 2309.16240)."""
     return math.log(2) + F.logsigmoid(log_ratio)
+
+
+@dataclass(frozen=True)
+class PowerLink(Part):
+    """`(1 - e^(-a l)) / a`, whose limit at a = 0 is l itself; the exponent is held at 20.
+
+    Of a log-ratio it is the alpha divergence's link (f-DPO, arXiv 2309.16240): the forward KL's at a = 1, the reverse
+    KL's at a = 0. Of a mean log-probability it is AlphaPO's reward (arXiv 2501.03884).
+
+    >>> PowerLink(0.5)(torch.tensor([0.4, -0.3]))
+    tensor([ 0.3625, -0.3237])
+    """
+
+    alpha: float = 0.5
+
+    def __call__(self, log_ratio: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        if self.alpha == 0:
+            return log_ratio
+        return -(-self.alpha * log_ratio).clamp(max=LIMIT).expm1() / self.alpha
 
 
 def log_odds(mean_logp: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
@@ -183,7 +203,12 @@ def noise_contrast(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> 
 def binary(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"], shift: float | Tensor = 0.0):
     """BCO (arXiv 2404.04656): a classifier of each response, `-log s(w - d) - log s(d - l)`.
 
-    `shift` d is, in the paper, a running mean of all scores; TRL's `bco_pair` leaves it out (d = 0).
+    Never below `logistic(w - l)`, whatever the shift d, and closest to it at d = (w + l) / 2: the paper takes a running
+    mean of all scores (`Classifier`), TRL's `bco_pair` takes 0.
+
+    >>> w, l = torch.tensor([3.0]), torch.tensor([2.0])
+    >>> binary(w, l), binary(w, l, shift=2.5), logistic(w - l)
+    (tensor([2.1755]), tensor([0.9482]), tensor([0.3133]))
     """
     return F.softplus(shift - chosen) + F.softplus(rejected - shift)
 
@@ -280,9 +305,10 @@ class LogRatio(Part):
 
     Attributes:
         anchors, weights: columns of anchor log-probabilities and their weights; none for reference-free losses.
-        link: `log_link` (DPO), `chi_squared_link` (chi-PO), `forward_kl_link`, `js_link` (f-DPO).
+        link: `log_link` (DPO), `chi_squared_link` (chi-PO), `forward_kl_link`, `js_link`, `PowerLink()` (f-DPO).
         mean: divide by the response's length (SimPO), before the link.
         tail: weight of the tokens beyond the length of the shorter response of the pair (LD-DPO).
+        column: whose log-probability stands for log pi.
     """
 
     anchors: tuple[str, ...] = ("ref_logp",)
@@ -290,13 +316,14 @@ class LogRatio(Part):
     link: Callable[[Tensor], Tensor] = log_link
     mean: bool = False
     tail: float = 1.0
+    column: str = "logp"
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ("logp", *self.anchors, "mask")
+        return (self.column, *self.anchors, "mask")
 
     def __call__(self, rollouts: Rollouts, partner: Int[Tensor, "n"] | None = None) -> Float[Tensor, "n"]:
-        gap, mask = working(rollouts.logp), rollouts.mask
+        gap, mask = working(rollouts[self.column]), rollouts.mask
         if self.anchors:
             gap = gap - anchored([working(rollouts[a]).detach() for a in self.anchors], self.weights)
         length = mask.sum(1)
@@ -422,6 +449,29 @@ class OfScores(Part):
 
 
 @dataclass(frozen=True)
+class Classifier(Part):
+    """`binary(beta w, beta l)`, shifted by a running mean of all scores, this minibatch's included.
+
+    Attributes:
+        decay: of the mean, at each minibatch (OUR READING: the paper does not give it).
+    """
+
+    beta: float = 0.1
+    decay: float = 0.9
+
+    whole_batch = True
+
+    def __call__(self, chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        chosen, rejected = self.beta * chosen, self.beta * rejected
+        total, weight = self.memory.get("mean", (0.0, 0.0))
+        if len(chosen):
+            here = 0.5 * float((chosen + rejected).detach().mean())
+            total, weight = (self.decay * old + (1 - self.decay) * new for old, new in ((total, here), (weight, 1.0)))
+            self.memory["mean"] = [total, weight]
+        return binary(chosen, rejected, total / weight if weight else 0.0)
+
+
+@dataclass(frozen=True)
 class SelfPlay(Part):
     """`self_play(w, l, 1 / (2 beta))`."""
 
@@ -433,7 +483,7 @@ class SelfPlay(Part):
 
 @dataclass(frozen=True)
 class Transport(Part):
-    """A shape of `transport_margin`s: pairs are matched anew by rank, over all pairs of the minibatch."""
+    """AOT unpaired, a shape of `transport_margin`s: scores are matched anew by rank, over all pairs of the minibatch."""
 
     shape: Part = Logistic()
 
@@ -470,25 +520,62 @@ class Preference(Part):
         return tuple(dict.fromkeys((*self.score.reads, *extra, "group", "reward")))
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
-        chosen, rejected = pairs(rollouts.group, rollouts.reward)
-        partner = torch.empty_like(rollouts.group)
-        partner[chosen], partner[rejected] = rejected, chosen
-        score = self.score(rollouts, partner)
-        differ = rollouts.reward[chosen] != rollouts.reward[rejected]
-        chosen, rejected = chosen[differ], rejected[differ]
-        loss = self.coef * self.shape(score[chosen], score[rejected])
+        score, chosen, rejected = self._scored(rollouts)
+        loss = self.coef * self.compare(score, chosen, rejected, rollouts)
         if self.weight is not None:
             weight = self.weight(rollouts)
             loss = loss * weight[chosen] * weight[rejected]
         return score.new_zeros(len(score)).index_add(0, chosen, loss).index_add(0, rejected, loss)
 
+    def compare(
+        self, score: Float[Tensor, "n"], chosen: Int[Tensor, "p"], rejected: Int[Tensor, "p"], rollouts: Rollouts
+    ) -> Float[Tensor, "p"]:
+        """Losses of pairs, given the scores of all rows and each pair's two rows."""
+        return self.shape(score[chosen], score[rejected])
+
+    def _scored(self, rollouts: Rollouts) -> tuple[Float[Tensor, "n"], Int[Tensor, "p"], Int[Tensor, "p"]]:
+        """Scores of all rows, and the two rows of each pair of different reward."""
+        chosen, rejected = pairs(rollouts.group, rollouts.reward)
+        partner = torch.empty_like(rollouts.group)
+        partner[chosen], partner[rejected] = rejected, chosen
+        differ = rollouts.reward[chosen] != rollouts.reward[rejected]
+        return self.score(rollouts, partner), chosen[differ], rejected[differ]
+
     @torch.no_grad()
     def metrics(self, rollouts: Rollouts) -> dict[str, float]:
         """Share of the pairs of different reward whose chosen response has the higher score."""
-        chosen, rejected = pairs(rollouts.group, rollouts.reward)
-        score, differ = self.score(rollouts), rollouts.reward[chosen] != rollouts.reward[rejected]
-        right = (score[chosen] > score[rejected]) & differ
-        return {"preference_accuracy": float(right.sum() / differ.sum().clamp_min(1))}
+        score, chosen, rejected = self._scored(rollouts)
+        right = (score[chosen] > score[rejected]).sum()
+        return {"preference_accuracy": float(right / max(1, len(chosen)))}
+
+
+@dataclass(frozen=True)
+class PairedTransport(Preference):
+    """AOT paired (arXiv 2406.05882): the policy's margins `log pi_w - log pi_l` should dominate the reference's.
+
+    Both are sorted, so that a pair's margin is compared with the reference's of equal rank, not of the same pair; with
+    one pair in a minibatch it is DPO.
+
+    Attributes:
+        score: the policy's, without anchors.
+        reference: the score that the margins are compared with, detached.
+    """
+
+    score: Part = LogRatio(anchors=(), weights=())
+    reference: Part = LogRatio(anchors=(), weights=(), column="ref_logp")
+
+    whole_batch = True
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*super().reads, *self.reference.reads)))
+
+    def compare(
+        self, score: Float[Tensor, "n"], chosen: Int[Tensor, "p"], rejected: Int[Tensor, "p"], rollouts: Rollouts
+    ) -> Float[Tensor, "p"]:
+        other = self.reference(rollouts).detach()
+        margin = transport_margin(score[chosen] - score[rejected], other[chosen] - other[rejected])
+        return self.shape(margin, torch.zeros_like(margin))
 
 
 @dataclass(frozen=True)
@@ -588,12 +675,13 @@ ORPO = Preference(LogOdds(), Logistic(beta=1.0), coef=0.1)
 CHI_PO = Preference(LogRatio(link=chi_squared_link), Logistic(beta=0.05, limit=2.0))
 EXO = Preference(shape=ExactMatching())
 NCA = Preference(shape=OfScores(noise_contrast))
-BCO = Preference(shape=OfScores(binary))
+BCO = Preference(shape=Classifier())
 APO_ZERO = Preference(shape=OfScores(anchored_up))
 APO_DOWN = Preference(shape=OfScores(anchored_down))
 SPPO = Preference(shape=SelfPlay())
 DISCOPOP = Preference(shape=Modulated())
 AOT = Preference(shape=Transport())
+AOT_PAIRED = PairedTransport()
 WPO = Preference(weight=OnPolicyWeight())
 LD_DPO = Preference(LogRatio(tail=0.5))
 KTO = Prospect()

@@ -1,6 +1,5 @@
 """Preference losses: worked numbers, gradients, minimisers on enumerable problems, and properties of every loss."""
 
-import doctest
 import itertools
 import math
 
@@ -30,9 +29,12 @@ MARGINS = {
 }
 
 
-def test_worked_numbers_of_the_docstrings():
-    result = doctest.testmod(P, extraglobs={"torch": torch})
-    assert result.failed == 0 and result.attempted > 8
+@pytest.fixture(autouse=True)
+def forget():
+    """The constants of the module start each test with no memory (BCO keeps a running mean)."""
+    for part in NAMED.values():
+        for _, inner in part.inside():
+            inner.memory.clear()
 
 
 def _table(n=6, t=5, v=7, dtype=torch.float64, seed=0):
@@ -182,6 +184,47 @@ def test_prospect_saturates_on_both_sides():
     torch.testing.assert_close(low[0], 2 * torch.tensor(-21.0, dtype=torch.float64).sigmoid())
 
 
+@settings(max_examples=50, deadline=None)
+@given(w=st.floats(-30, 30), losing=st.floats(-30, 30), shift=st.floats(-30, 30))
+def test_a_classifier_bounds_the_logistic_loss_and_most_closely_at_the_mean_score(w, losing, shift):
+    a, b = (torch.tensor([x], dtype=torch.float64) for x in (w, losing))
+    mean = P.binary(a, b, (a + b) / 2)
+    assert P.logistic(a - b) <= mean + 1e-12 and mean <= P.binary(a, b, shift) + 1e-12
+
+
+def test_bco_shifts_by_a_running_mean_that_does_not_start_at_zero():
+    part = P.Classifier(beta=0.5, decay=0.75).fresh()
+    w, losing = torch.tensor([4.0, 8.0], requires_grad=True), torch.tensor([0.0, 4.0])
+    torch.testing.assert_close(part(w, losing), P.binary(w / 2, losing / 2, 2.0))
+    later = part(w + 8, losing + 8)  # means 2 and 6, of weights 0.75 / 4 and 1 / 4
+    torch.testing.assert_close(later, P.binary(w / 2 + 4, losing / 2 + 4, (0.75 * 2 + 6) / 1.75))
+    (grad,) = torch.autograd.grad(later.sum(), w)
+    assert (grad < 0).all() and part(w[:0], losing[:0]).shape == (0,)
+    resumed = P.Classifier(beta=0.5, decay=0.75).fresh()
+    resumed.load_state_dict(part.state_dict())
+    torch.testing.assert_close(resumed(w, losing), part(w, losing))
+
+
+def test_power_links_run_from_the_reverse_to_the_forward_kl():
+    u = torch.tensor([-2.0, -0.1, 0.0, 0.5, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(P.PowerLink(1.0)(u), P.forward_kl_link(u))
+    assert P.PowerLink(0.0)(u) is u
+    torch.testing.assert_close(P.PowerLink(1e-7)(u), u, atol=1e-6, rtol=0)
+    torch.testing.assert_close(P.PowerLink(-1.0)(u) + u, P.chi_squared_link(u) - 1)
+    assert P.PowerLink(0.5)(torch.tensor([-1e4])).isfinite()
+
+
+def test_aot_paired_sorts_the_margins_of_both_and_with_one_pair_is_dpo():
+    table = _table()
+    one = table.rows(table.group == 0)
+    torch.testing.assert_close(P.AOT_PAIRED(one), P.DPO(one))
+    chosen, rejected = P.pairs(table.group, table.reward)
+    mine, theirs = (P.sequence_logp(table[c], table.mask) for c in ("logp", "ref_logp"))
+    a, b = (mine[chosen] - mine[rejected]).sort().values, (theirs[chosen] - theirs[rejected]).sort().values
+    torch.testing.assert_close(P.AOT_PAIRED(table).sum() / 2, P.logistic(0.1 * (a - b)).sum())
+    assert P.AOT_PAIRED.whole_batch and set(P.AOT_PAIRED.reads) == {"logp", "ref_logp", "mask", "group", "reward"}
+
+
 def test_transport_compares_distributions_not_pairs():
     w, r = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 2.5, -1.0])
     shuffled = P.transport_margin(w[[2, 0, 1]], r[[1, 2, 0]])
@@ -207,7 +250,9 @@ def _population_gradient(policy, link, beta, preference):
     return logits.grad
 
 
-@pytest.mark.parametrize("link", [P.log_link, P.chi_squared_link, P.forward_kl_link, P.js_link])
+@pytest.mark.parametrize(
+    "link", [P.log_link, P.chi_squared_link, P.forward_kl_link, P.js_link, P.PowerLink(0.5), P.PowerLink(-0.5)]
+)
 def test_the_optimum_of_each_regulariser_is_stationary_for_its_link(link):
     """beta link(log pi/ref) + Z = r at the optimum of E[r] - beta D_f(pi || ref): so Bradley-Terry pairs are fitted."""
     beta = 2.0
@@ -278,6 +323,13 @@ def test_plackett_luce_of_two_is_the_logistic_loss():
     score = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
     two = torch.ones(5, 2, dtype=torch.bool)
     torch.testing.assert_close(P.plackett_luce(score, two), P.logistic(score[:, 0] - score[:, 1]))
+
+
+def test_padding_of_a_list_has_no_gradient():
+    score = torch.tensor([[0.2, -1.0, float("nan")]], requires_grad=True)
+    P.plackett_luce(score, torch.tensor([[True, True, False]])).sum().backward()
+    torch.testing.assert_close(score.grad[0, :2], torch.tensor([-1.0, 1.0]) * torch.sigmoid(torch.tensor(-1.2)))
+    assert score.grad[0, 2] == 0
 
 
 def test_ranking_matches_pairs_and_skips_padding():
@@ -361,7 +413,7 @@ def test_the_scalar_loss_is_the_mean_over_pairs():
 def test_equal_rewards_count_nothing():
     table = _table()
     tied = table.having(reward=torch.zeros(6))
-    for part in (P.DPO, P.IPO, P.AOT):
+    for part in (P.DPO, P.IPO, P.AOT, P.AOT_PAIRED, P.BCO):
         assert (part(tied) == 0).all()
     assert P.DPO.metrics(tied) == {"preference_accuracy": 0.0}
 
@@ -461,7 +513,12 @@ def test_swapping_chosen_and_rejected(m, e):
     torch.testing.assert_close(P.robust_logistic(x, e) - P.robust_logistic(-x, e), -x / (1 - 2 * e))
 
 
-@pytest.mark.parametrize("name", sorted(k for k, v in PAIRED.items() if isinstance(v.score, P.LogRatio)))
+OF_MARGINS = {
+    k: v for k, v in PAIRED.items() if isinstance(v.score, P.LogRatio) and not isinstance(v.shape, P.Classifier)
+}
+
+
+@pytest.mark.parametrize("name", sorted(OF_MARGINS))
 @settings(max_examples=10, deadline=None)
 @given(w=numbers, losing=numbers, shift=numbers)
 def test_losses_of_a_margin_ignore_a_common_shift_of_scores_and_the_others_do_not(name, w, losing, shift):
@@ -479,5 +536,5 @@ def test_losses_of_a_margin_ignore_a_common_shift_of_scores_and_the_others_do_no
 def test_the_order_of_rows_does_not_matter(seed):
     table = _table()
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    for part in (P.DPO, P.LD_DPO, P.AOT, P.Ranking(), P.KTO):
+    for part in (P.DPO, P.LD_DPO, P.AOT, P.AOT_PAIRED, P.BCO, P.Ranking(), P.KTO):
         torch.testing.assert_close(part(table.rows(order)), part(table)[order])

@@ -236,8 +236,9 @@ DPO_CASES = {
     "exo_pair": (P.Preference(shape=P.ExactMatching(0.1, 0.05)), {"smoothing": 0.05}),
     "nca_pair": (P.NCA, {}),
     "robust": (P.Preference(shape=P.RobustLogistic(0.1, 0.2)), {"smoothing": 0.2}),
-    "bco_pair": (P.BCO, {}),
+    "bco_pair": (P.Preference(shape=P.OfScores(P.binary)), {}),
     "sppo_hard": (P.Preference(shape=P.SelfPlay(0.1)), {}),
+    "aot": (P.AOT_PAIRED, {}),
     "aot_unpaired": (P.Preference(shape=P.Transport(P.Logistic(0.1, 0.1))), {"smoothing": 0.1}),
     "apo_zero": (P.APO_ZERO, {}),
     "apo_down": (P.APO_DOWN, {}),
@@ -253,21 +254,20 @@ def test_dpo_loss_types(name, seed):
     agree(ours(table, SequenceMean(), part), _dpo(table, name, **settings), rtol=2e-6)
 
 
-def test_aot_paired_is_the_same_transport_of_other_margins():
-    table = _pairs_table()
-
-    def loss_of(logp):
-        a, b = P.sequence_logp(logp, table.mask), P.sequence_logp(table.ref_logp, table.mask)
-        return P.logistic(0.1 * P.transport_margin(a[:4] - a[4:], b[:4] - b[4:])).mean()
-
-    agree(theirs(table, loss_of), _dpo(table, "aot"))
-
-
 @pytest.mark.parametrize(("name", "link"), [("forward_kl", P.forward_kl_link), ("js_divergence", P.js_link)])
 def test_f_divergence_links(name, link):
     table = _pairs_table()
     part = P.Preference(P.LogRatio(link=link))
     agree(ours(table, SequenceMean(), part), _dpo(table, "sigmoid", f_divergence_type=name))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_alpha_divergence_links(alpha):
+    """TRL's alpha is 1 minus ours (1 is the reverse KL there); it needs float32."""
+    table = _pairs_table()
+    table = table.having(logp=table.logp.float(), ref_logp=table.ref_logp.float())
+    b = _dpo(table, "sigmoid", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=alpha)
+    agree(ours(table, SequenceMean(), P.Preference(P.LogRatio(link=P.PowerLink(1 - alpha)))), b, rtol=1e-4)
 
 
 def test_wpo_weights():
@@ -311,12 +311,19 @@ def test_orpo_log_odds():
         ("sigmoid", P.Preference(P.LogRatio((), ()), P.Logistic(0.1, 0.1)), False, {"beta": 0.1}),
         ("hinge", P.Preference(P.LogRatio((), ()), P.Hinge(0.1)), False, {"beta": 0.1}),
         ("simpo", P.Preference(P.LogRatio((), (), mean=True), P.Logistic(2.0, 0.1, 1.0)), True, {"beta": 2.0}),
+        (
+            "simpo",
+            P.Preference(P.LogRatio((), (), P.PowerLink(0.5), mean=True), P.Logistic(2.0, 0.1, 1.0)),
+            True,
+            {"beta": 2.0, "alpha": 0.5},  # AlphaPO
+        ),
     ],
 )
 def test_cpo_and_simpo(name, part, mean, settings):
     table = _pairs_table()
     stub = SimpleNamespace(
-        loss_type=name, label_smoothing=0.1, simpo_gamma=1.0, alpha=0.0, accelerator=ACCELERATOR, **settings
+        **{"loss_type": name, "label_smoothing": 0.1, "simpo_gamma": 1.0, "alpha": 0.0, "accelerator": ACCELERATOR}
+        | settings
     )
 
     def loss_of(logp):
