@@ -483,7 +483,7 @@ class SelfPlay(Part):
 
 @dataclass(frozen=True)
 class Transport(Part):
-    """AOT unpaired, a shape of `transport_margin`s: scores are matched anew by rank, over all pairs of the minibatch."""
+    """AOT unpaired, a shape of `transport_margin`s: scores are matched by rank, over all pairs of the minibatch."""
 
     shape: Part = Logistic()
 
