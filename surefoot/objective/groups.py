@@ -90,6 +90,18 @@ def leave_one_out_mean(
     return mean.where(others > 0, own).to(working(x).dtype)
 
 
+def group_softmax(x: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """`exp(x) / sum exp(x)` within the group, in float64 inside, shifted by the group's largest.
+
+    >>> group_softmax(torch.tensor([1000., 1000., 3.]), torch.tensor([0, 0, 1]))
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+    keys, row = group.unique(return_inverse=True)
+    top = x.double().new_full((len(keys),), -torch.inf).scatter_reduce(0, row, x.double(), "amax")[row]
+    weight = (x.double() - top).exp()
+    return (weight / _sum(weight, group, None)).to(working(x).dtype)
+
+
 def batch_mean(x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tensor, "n"] | None = None) -> Tensor:
     """`group_mean` with all rows in one group."""
     return group_mean(x, torch.zeros_like(group), member)

@@ -2,12 +2,20 @@
 
 "RL with KL penalties is better viewed as Bayesian inference", Korbak, Perez and Buckley, arXiv 2205.11275.
 
-Reward alone has a degenerate optimum: all mass on the best sequence. A KL penalty to the base model makes the
-objective the evidence lower bound of an explicit posterior, prior pi0 and evidence exp(r / beta). `Target` is that
-distribution, or any other energy model; `reverse_kl`, `forward_kl` and `resample` are three engines that approach it.
-`KL_BAYES` and `FORWARD_KL` are the first two as compositions that train a language model.
+    (1) J(pi)      = E_pi[r]                                      best: any pi on argmax r, a collapse
+    (2) J_beta(pi) = E_pi[r] - beta KL(pi | pi0)
+    (3) pi*(x)     = pi0(x) exp(r(x) / beta) / Z                  the posterior: prior pi0, evidence exp(r / beta)
+    (4) J_beta(pi) = beta log Z - beta KL(pi | pi*)               J_beta / beta is the evidence lower bound
+    (5) p(x)       = pi0(x) b(x) / Z,  or  pi0(x) exp(lambda . phi(x)) / Z  with  E_p[phi] given
+    (6) grad KL(p | pi)  = - E_q[ P(x) / (Z q(x)) grad log pi(x) ]        q any proposal, P = Z p
+    (7) grad J_beta      = E_pi[ (u(x) - b) grad log pi(x) ],   u = r - beta log(pi / pi0) not differentiated
 
-Our reading: equations 5 to 7 are the standard forms of what the paper states in words; it has no experiments.
+`Target` is (3) or another energy model (5). Three engines approach it, all from the same u: `reverse_kl` weighs samples
+by u (7), `forward_kl` by exp(u / beta) (6, q = pi), `importance` redraws samples of pi0 without any training.
+`KL_BAYES` and `FORWARD_KL` are the first two as compositions that train a language model; a group is one prompt's
+samples, each prompt has its posterior.
+
+Our reading: 5 to 7 are the standard forms of what the paper states in words; it has no experiments and no default beta.
 Claim: sampled REINFORCE without the penalty collapses; with beta of .5 or more either engine ends near the posterior.
 """
 
@@ -17,8 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -28,24 +35,12 @@ from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, softmax
 from surefoot.exact.tree import TokenTree
 from surefoot.method import Paper
 from surefoot.methods.rlvr.rloo import RLOO
-from surefoot.objective.advantages import group_centred, spread
+from surefoot.objective.advantages import spread
 from surefoot.objective.aggregation import ConstantLength
-from surefoot.objective.groups import group_mean
+from surefoot.objective.groups import group_count, group_softmax
+from surefoot.objective.rewards import KLInReward, Sum
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
-
-SLUG = "kl-bayes"
-TITLE = "RL with KL penalties is better viewed as Bayesian inference"
-ARXIV = "2205.11275"
-EQUATIONS = """
-(1) J(pi)      = E_pi[r]                                           best: any pi on argmax r, a collapse
-(2) J_beta(pi) = E_pi[r] - beta KL(pi | pi0)
-(3) pi*(x)     = pi0(x) exp(r(x) / beta) / Z                       the posterior
-(4) J_beta(pi) = beta log Z - beta KL(pi | pi*)
-(5) p(x)       = pi0(x) b(x) / Z,  or  pi0(x) exp(lambda . phi(x)) / Z  with  E_p[phi] given
-(6) grad KL(p | pi)  = - E_q[ P(x) / (Z q(x)) grad log pi(x) ]     forward KL; q any proposal, P = Z p
-(7) grad J_beta      = E_pi[ (u(x) - b) grad log pi(x) ],  u = r - beta log(pi / pi0) not differentiated
-"""
 
 Sequences = Float[np.ndarray, "x"]
 Weights = Float[np.ndarray, "n"]
@@ -58,12 +53,19 @@ class Target:
     Attributes:
         log_weight: `log P(x)` [x], -inf where x is excluded.
 
+    Raises:
+        InputError: everything is excluded.
+
     >>> target = Target.posterior(np.array([.5, .3, .2]), np.array([0., 1, 2]), .5)
     >>> target.probabilities.round(7), round(.5 * target.log_z, 7)
     (array([0.0366667, 0.1625594, 0.8007739]), 1.3063694)
     """
 
     log_weight: Sequences
+
+    def __post_init__(self):
+        if not np.isfinite(self.log_weight).any():
+            raise InputError("target: every sequence has weight 0; expected one that the prior and the limits allow")
 
     @classmethod
     def posterior(cls, prior: Sequences, reward: Sequences, beta: float) -> Target:
@@ -73,7 +75,7 @@ class Target:
         return cls(log_or_minus_inf(prior) + np.asarray(reward, float) / beta)
 
     @classmethod
-    def constrained(cls, prior: Sequences, allowed: np.ndarray) -> Target:
+    def constrained(cls, prior: Sequences, allowed: Bool[np.ndarray, "x"]) -> Target:
         """`pi0 b`, b one where `allowed` (eq. 5): what a filter of infinitely many samples gives."""
         return cls(np.where(allowed, log_or_minus_inf(prior), -np.inf))
 
@@ -83,7 +85,7 @@ class Target:
     ) -> Target:
         """`pi0 exp(lambda . phi)` with `E[phi] = moments` (eq. 5): the least change of pi0 that has them.
 
-        lambda minimises the convex dual `log Z(lambda) - lambda . moments`.
+        lambda minimises the convex dual `log Z(lambda) - lambda . moments`; it runs off to infinity where there is none.
 
         Raises:
             InputError: moments that no distribution on the support of pi0 has.
@@ -94,10 +96,12 @@ class Target:
             target = cls(log_prior + lam @ features)
             return target.log_z - float(lam @ moments), features @ target.probabilities - moments
 
-        found = minimize(dual, np.zeros(len(moments)), jac=True, method="BFGS", options={"gtol": 1e-10})
+        limits = [(-1e3 / w, 1e3 / w) for w in np.maximum(np.ptp(features, 1), 1e-12)]
+        options = {"ftol": 1e-16, "gtol": 1e-10}
+        found = minimize(dual, np.zeros(len(moments)), jac=True, method="L-BFGS-B", bounds=limits, options=options)
         target = cls(log_prior + found.x @ features)
         missed = np.abs(features @ target.probabilities - moments).max()
-        if missed > 1e-6:
+        if not missed < 1e-6:
             raise InputError(f"with_moments: closest moments are {missed:.2g} off; expected moments that pi0 can reach")
         return target
 
@@ -118,7 +122,7 @@ class Target:
         return float(KL(self.probabilities, policy))
 
 
-# An engine gives each of n samples from the policy the weight of its score, grad log pi
+# An engine gives each of n samples the weight of its score, grad log pi
 
 
 def reverse_kl(payoff: Weights) -> Weights:
@@ -131,35 +135,17 @@ def forward_kl(log_weight: Weights, log_proposal: Weights) -> Weights:
     return softmax(log_weight - log_proposal)
 
 
+def importance(reward: Weights, beta: float) -> Weights:
+    """Weights of samples of pi0 under the posterior, 1 in sum: for estimates, and to redraw by. No training."""
+    return softmax(np.asarray(reward, float) / beta)
+
+
 def effective_sample_size(weights: Weights) -> float:
     """`(sum w)^2 / sum w^2`, from 1 (one sample has it all) to n."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
-def resample(reward: Weights, beta: float, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws"]:
-    """Indices of samples from pi0, redrawn with chances that grow as `exp(r / beta)`: inference without training."""
-    return rng.choice(len(reward), draws, p=softmax(np.asarray(reward, float) / beta))
-
-
 Engine = Callable[[Int[np.ndarray, "n"], Sequences], Weights]
-
-
-def train(
-    tree: TokenTree, engine: Engine, logits: np.ndarray, steps: int, batch: int, rate: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Plain ascent on tabular logits [N, V] from samples; `engine(samples, log_policy)` gives the weights."""
-    for _ in range(steps):
-        log_p = tree.log_leaves(logits)
-        samples = np.searchsorted(np.exp(log_p).cumsum(), rng.random(batch)).clip(max=tree.leaves - 1)
-        weights = np.bincount(samples, engine(samples, log_p), tree.leaves)
-        logits = logits + rate * score(tree, logits, weights)
-    return logits
-
-
-def score(tree: TokenTree, logits: np.ndarray, weights: Sequences) -> np.ndarray:
-    """`sum_x w(x) grad log pi(x)` in the logits: what passes an edge, less the policy's share of its node."""
-    passed = tree.node_sums(weights)
-    return passed - softmax(logits) * passed.sum(1, keepdims=True)
 
 
 def reverse_engine(tree: TokenTree, beta: float) -> Engine:
@@ -179,49 +165,47 @@ def forward_engine(tree: TokenTree, beta: float) -> Engine:
     return lambda samples, log_p: forward_kl(target.log_weight[samples], log_p[samples])
 
 
-# As parts: one group holds the samples of one prompt, and each prompt has its own posterior
+def train(
+    tree: TokenTree, engine: Engine, logits: np.ndarray, steps: int, batch: int, rate: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Plain ascent on tabular logits [N, V] from samples; `engine(samples, log_policy)` gives the weights."""
+    for _ in range(steps):
+        log_p = tree.log_leaves(logits)
+        samples = sample(log_p, batch, rng)
+        logits = logits + rate * score(tree, logits, np.bincount(samples, engine(samples, log_p), tree.leaves))
+    return logits
 
 
-@dataclass(frozen=True)
-class ReverseKL(Part):
-    """`u` less its group's mean, `u = r - beta sum_t log(pi / pi0)`, nothing differentiated (eq. 7)."""
+def sample(log_p: Sequences, n: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+    """n independent draws."""
+    return np.searchsorted(np.exp(log_p).cumsum(), rng.random(n)).clip(max=len(log_p) - 1)
 
-    beta: float = 0.1
-    reads = ("reward", "group", "mask", "old_logp", "ref_logp")
 
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        payoff = rollouts.reward.double() - self.beta * _log_ratio(rollouts)
-        return spread(group_centred(payoff, rollouts.group), rollouts.mask)
+def score(tree: TokenTree, logits: np.ndarray, weights: Sequences) -> np.ndarray:
+    """`sum_x w(x) grad log pi(x)` in the logits: what passes an edge, less the policy's share of its node."""
+    passed = tree.node_sums(weights)
+    return passed - softmax(logits) * passed.sum(1, keepdims=True)
 
 
 @dataclass(frozen=True)
 class ForwardKL(Part):
-    """Weights `P / (Z pi)` of a group, scaled to a mean of 1; `control` takes that 1 off, which changes no expectation
-    beyond the bias that dividing by an estimated Z has (eq. 6)."""
+    """Weights `P / (Z pi)` of a group (eq. 6), with a mean of 1; that 1 is then taken off, which changes no
+    expectation: without it a group would be pulled towards whatever it sampled."""
 
-    beta: float = 0.1
-    control: bool = True
+    beta: float = 0.04
     reads = ("reward", "group", "mask", "old_logp", "ref_logp")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        log_weight = rollouts.reward.double() / self.beta - _log_ratio(rollouts)
-        same = rollouts.group[:, None] == rollouts.group[None]
-        top = log_weight[None].where(same, -torch.inf).max(1).values
-        weight = (log_weight - top).exp()
-        weight = weight / group_mean(weight, rollouts.group)
-        return spread(weight - 1.0 if self.control else weight, rollouts.mask)
+        log_ratio = (rollouts.old_logp - rollouts.ref_logp).where(rollouts.mask, 0.0).sum(1)
+        share = group_softmax(rollouts.reward / self.beta - log_ratio, rollouts.group)
+        return spread(share * group_count(rollouts.group) - 1, rollouts.mask)
 
 
-def _log_ratio(rollouts: Rollouts) -> Float[Tensor, "n"]:
-    """`log(pi / pi0)` of whole sequences, when the batch was made."""
-    return (rollouts.old_logp - rollouts.ref_logp).where(rollouts.mask, 0.0).double().sum(1)
-
-
-# Equations 6 and 7 weigh a sequence's summed score: one constant divides every length.
+# One constant divides every length, as a sequence's score is the sum of its tokens'.
 KL_BAYES = RLOO.but(
-    name=SLUG,
-    paper=Paper(arxiv=ARXIV, year=2022, title=TITLE),
-    advantage=ReverseKL(),
+    name="kl-bayes",
+    paper=Paper(arxiv="2205.11275", year=2022, title="RL with KL penalties is better viewed as Bayesian inference"),
+    reward=KLInReward(),
     aggregate=ConstantLength(),
 )
-FORWARD_KL = KL_BAYES.but(name="kl-bayes-forward", advantage=ForwardKL())
+FORWARD_KL = KL_BAYES.but(name="kl-bayes-forward", reward=Sum(), advantage=ForwardKL())
