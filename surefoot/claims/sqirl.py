@@ -226,8 +226,7 @@ def notes(locks: Sequence[Case], full: bool) -> str:
         "Within one A the horizon ranks the locks; across A the bound is A^H, whose logarithm is 'horizon log A'. The "
         "rivals, T ('steps') and how many pairs can be met ('pairs'), rank locks as well: a lock's L sets all of them.",
         "On random problems A^H is far above the episodes needed, and does not rank them." if full else "",
-        "FrozenLake's min_k is 13: k of 1 to 3 cannot be optimal there, and DQN, which looks further, is. MiniGrid and "
-        "BRIDGE are not run."
+        "FrozenLake's min_k is 13: k of 1 to 3 cannot be optimal there. MiniGrid and BRIDGE are not run."
         if full
         else "",
     ]

@@ -85,7 +85,7 @@ class Target:
     ) -> Target:
         """`pi0 exp(lambda . phi)` with `E[phi] = moments` (eq. 5): the least change of pi0 that has them.
 
-        lambda minimises the convex dual `log Z(lambda) - lambda . moments`; it runs off to infinity where there is none.
+        lambda minimises the convex dual `log Z(lambda) - lambda . moments`, infinite where no distribution has them.
 
         Raises:
             InputError: moments that no distribution on the support of pi0 has.
