@@ -146,7 +146,7 @@ def _rows(found: Sequence[Run]) -> Iterable[dict[str, Any]]:
             yield over_seeds(f"{name}: KL to the posterior", [f.reverse for f in runs], **bound)
             yield over_seeds(f"{name}: KL from the posterior", [f.forward for f in runs])
             best = [(tree, tree.optimum(beta)) for tree, _ in (world(f.seed) for f in runs)]
-            yield over_seeds(f"{name}: E[r] of the posterior", [p @ t.leaf_reward for t, p in best])
+            yield over_seeds(f"{name}: E[r] of the posterior", [float(p @ t.leaf_reward) for t, p in best])
             yield over_seeds(f"{name}: entropy of the posterior", [placed(t, beta, p)[1] for t, p in best])
 
 
