@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -48,6 +49,20 @@ def sequence_mean(mask: Bool[Tensor, "n t"], total: Total = here) -> Float[Tenso
     return weights / weights.sum(1, keepdim=True).clamp_min(1) / rows.clamp_min(1)
 
 
+def prompt_mean(mask: Bool[Tensor, "n t"], group: Int[Tensor, "n"], total: Total = here) -> Float[Tensor, "n t"]:
+    """Every group weighs the same, its trajectories share that, and each one's steps share its own.
+
+    `sequence_mean` where all groups are of one size.
+
+    >>> prompt_mean(torch.tensor([[True, True], [True, False], [True, False]]), torch.tensor([0, 0, 1])).sum(1)
+    tensor([0.2500, 0.2500, 0.5000])
+    """
+    keys, row, size = group.unique(return_inverse=True, return_counts=True)
+    weights = mask.float()
+    groups = total(weights.new_tensor(float(len(keys))))
+    return weights / weights.sum(1, keepdim=True).clamp_min(1) / size[row][:, None] / groups.clamp_min(1)
+
+
 def constant_length(mask: Bool[Tensor, "n t"], length: float, total: Total = here) -> Float[Tensor, "n t"]:
     """`1 / (N L)` with a constant L, so that length has no influence (Dr. GRPO, arXiv 2503.20783)."""
     weights = mask.float()
@@ -82,6 +97,16 @@ class SequenceMean(Part):
 
     def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
         return sequence_mean(rollouts.mask, total)
+
+
+@dataclass(frozen=True)
+class PromptMean(Part):
+    """`prompt_mean` of the steps that train: for groups of different sizes."""
+
+    reads = ("mask", "group")
+
+    def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
+        return prompt_mean(rollouts.mask, rollouts.group, total)
 
 
 @dataclass(frozen=True)
