@@ -177,8 +177,8 @@ LABELS = {"mixed": "mixed groups", "hard": "success on hard prompts", "success":
 NOTES = (
     "Saturated: a quarter more mixed groups, and most of what twice the rollouts give on hard prompts, but not all of it "
     "(told the true rates, more than all). The value's second factor does nothing here: with every mixed group worth "
-    "the same (P_mix alone) the numbers are equal. Unsaturated: no gain, and less than uniform with the last visit's "
-    "rates. Every prompt weighs the same in an update, whatever its rollouts."
+    "the same (P_mix alone) the numbers are equal. Unsaturated: no gain from "
+    "the last visit's rates. Every prompt weighs the same in an update, whatever its rollouts."
 )
 
 
