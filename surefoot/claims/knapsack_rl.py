@@ -1,7 +1,8 @@
 """Knapsack RL: rollouts that follow pass rates find more to learn from than as many, shared evenly (arXiv 2509.25849).
 
 Prompts with a success rate sigmoid(z) each; one exact GRPO step of a group (scores R - p) moves z by the deviation of
-its rewards. Saturated: 60 % of the prompts nearly always solved, 40 % nearly never. Unsaturated: prompts share features.
+its rewards. Saturated: 60 % of the prompts nearly always solved, 40 % nearly never. Unsaturated: features that they
+share.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
 
 LABELS = {"mixed": "mixed groups", "hard": "success on hard prompts", "success": "success"}
 NOTES = (
-    "Saturated: a quarter more mixed groups, and most of what twice the rollouts give on hard prompts, but not all of it "
+    "Saturated: a quarter more mixed groups, and most of what twice the rollouts give on hard prompts, but not all "
     "(told the true rates, more than all). The value's second factor does nothing here: with every mixed group worth "
     "the same (P_mix alone) the numbers are equal. Unsaturated: no gain from "
     "the last visit's rates. Every prompt weighs the same in an update, whatever its rollouts."

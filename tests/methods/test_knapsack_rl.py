@@ -62,7 +62,9 @@ def test_the_value_rises_and_is_concave_in_the_rollouts():
 
 def test_the_gain_is_largest_at_a_third_and_is_what_one_step_on_a_right_sample_adds():
     p = torch.linspace(0, 1, 3001, dtype=torch.float64)
-    assert float(p[information_gain(p).argmax()]) == pytest.approx(1 / 3) and float(information_gain(p).max()) == pytest.approx(4 / 27)
+    assert float(p[information_gain(p).argmax()]) == pytest.approx(1 / 3) and float(
+        information_gain(p).max()
+    ) == pytest.approx(4 / 27)
     z = torch.logit(_rates(0.05, 0.3, 0.8)).requires_grad_()
     (slope,) = torch.autograd.grad(z.sigmoid().sum(), z)  # dp/dz, and the right sample's step dz = d log p / dz = 1 - p
     torch.testing.assert_close(slope * (1 - z.sigmoid()), information_gain(z.sigmoid()))
@@ -94,7 +96,9 @@ def test_the_largest_rises_are_the_optimum(gain):
         p = torch.from_numpy(rng.uniform(0.01, 0.99, 3))
         values = torch.stack([_value(torch.tensor(2 + k), p, gain) for k in range(6)], 1)
         counts = allocate(gain(p)[:, None] * rise(torch.arange(2, 7), p[:, None]), 7)
-        best = max(sum(values[i, k] for i, k in enumerate(c)) for c in itertools.product(range(6), repeat=3) if sum(c) == 7)
+        best = max(
+            sum(values[i, k] for i, k in enumerate(c)) for c in itertools.product(range(6), repeat=3) if sum(c) == 7
+        )
         assert int(counts.sum()) == 7 and float(values.gather(1, counts[:, None]).sum()) == pytest.approx(float(best))
     p = torch.from_numpy(rng.uniform(0.02, 0.98, 12))
     values = torch.stack([_value(torch.tensor(2 + k), p, gain) for k in range(31)], 1)

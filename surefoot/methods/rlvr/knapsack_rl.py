@@ -14,9 +14,9 @@ largest rises one by one is the exact optimum (the authors' dynamic programme fi
 Prompts never posed get N. Those with p = 0 or 1 get `low`, and what is left once every mixed prompt has been offered
 the rollouts that it needs to be mixed with chance .9, shared evenly: first p = 0, then p = 1 (OUR READING).
 
-OUR CHOICE: every prompt weighs the same in the loss (`PromptMean`), or large groups would also take larger steps. Prompts
-come from a pool of 256 problems, as a rate is known only once a prompt comes back; `prompts.pool=0` takes a whole data
-set. No KL term (OUR READING).
+OUR CHOICE: every prompt weighs the same in the loss (`PromptMean`), or large groups would also take larger steps.
+Prompts come from a pool of 256 problems, as a rate is known only once a prompt comes back; `prompts.pool=0` takes a
+whole data set. No KL term (OUR READING).
 
 Claim: 20 to 40 % more groups with a gradient, and the effect of twice the rollouts.
 """
@@ -36,7 +36,6 @@ from surefoot.errors import InputError
 from surefoot.method import Paper
 from surefoot.methods.rlvr.grpo import GRPO
 from surefoot.objective.aggregation import PromptMean
-from surefoot.parts import Part
 from surefoot.rollout.prompts import PassRates, Request, Uniform
 from surefoot.rollouts import Rollouts
 
@@ -122,7 +121,9 @@ class Knapsack(Uniform):
 
     def __call__(self, size: int, rng: np.random.Generator) -> list[Request]:
         prompts = torch.tensor([request.prompt for request in super().__call__(size, rng)])
-        return [Request(*pair) for pair in zip(prompts.tolist(), self.budgets(self.rates(prompts)).tolist(), strict=True)]
+        return [
+            Request(*pair) for pair in zip(prompts.tolist(), self.budgets(self.rates(prompts)).tolist(), strict=True)
+        ]
 
     def observe(self, rollouts: Rollouts) -> None:
         """The rates follow the batch."""
