@@ -17,7 +17,7 @@ from torch import Tensor
 
 from surefoot.claims import Claim, Outcome, Size, Verdict
 from surefoot.claims._tabular import mean_and_spread, over_seeds, runs
-from surefoot.methods.rlvr.knapsack_rl import KNAPSACK_RL, Knapsack, even_gain
+from surefoot.methods.rlvr.knapsack_rl import Knapsack, even_gain
 from surefoot.rollouts import Rollouts
 
 PROMPTS, GROUP, LR, HARD = 32, 8, 0.5, 0.05
@@ -131,10 +131,8 @@ def _judged(prompts: Tensor, counts: Tensor, right: Tensor) -> Rollouts:
 
 def arms(world: Callable[[int], World], steps: int, seeds: Sequence[int]) -> dict[str, list[Found]]:
     """Every way to spend, on the same prompts."""
-    base = KNAPSACK_RL.prompts.having(prompts=PROMPTS, rollouts=GROUP, pool=0)
-
     def knapsack(seed: int, spend: Callable[[Knapsack], Budget] = estimated, **changes) -> Found:
-        part = base.having(**changes).fresh()
+        part = Knapsack(prompts=PROMPTS, rollouts=GROUP, **changes)
         return train(world(seed), spend(part), steps, seed, part)
 
     return {
