@@ -131,6 +131,7 @@ def _judged(prompts: Tensor, counts: Tensor, right: Tensor) -> Rollouts:
 
 def arms(world: Callable[[int], World], steps: int, seeds: Sequence[int]) -> dict[str, list[Found]]:
     """Every way to spend, on the same prompts."""
+
     def knapsack(seed: int, spend: Callable[[Knapsack], Budget] = estimated, **changes) -> Found:
         part = Knapsack(prompts=PROMPTS, rollouts=GROUP, **changes)
         return train(world(seed), spend(part), steps, seed, part)
