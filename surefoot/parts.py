@@ -40,6 +40,8 @@ class Part:
             the method's aggregate.
         observe: (a method of prompts and update parts that have it) called once with every whole batch, before its
             update: where a part gathers what it remembers, as microbatches may come in any number.
+        prepare: (a method of update parts that have it) called with every whole minibatch before its update: where a
+            part finds what holds for the update, from the detached columns that it reads, and puts it in `memory`.
         memory: what the part remembers between calls, saved in checkpoints; never part of its identity.
     """
 

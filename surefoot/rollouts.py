@@ -45,7 +45,7 @@ prompt_tokens | m p   | int   | rollout | the prompts, one row a group, padded o
 prompt_mask   | m p   | bool  | rollout | false on the padding of prompt_tokens
 truncated     | n     | bool  | rollout | the trajectory was cut at the length limit
 rollout_logp  | n t   | float | rollout | log-probability of each step as it was sampled (engine's numerics)
-age           | n     | int   | rollout | updates between the sampling policy and the current one
+age           | n     | int   | rollout | batches trained on since the trajectory was begun
 reward        | n     | float | method  | the one reward, from the named rewards
 step_reward   | n t   | float | method  | reward paid at each step, where a part shapes it
 correct       | n     | bool  | task    | the verifier accepted the trajectory
@@ -206,6 +206,10 @@ class Rollouts(Mapping[str, Tensor]):
         rewards = {k: v[index][:, :length] if v.ndim == 2 else v[index] for k, v in self.rewards.items()}
         notes = {k: [v[i] for i in index.tolist()] for k, v in self.notes.items()}
         return Rollouts({k: take(k, v) for k, v in self._columns.items()}, rewards, notes)
+
+    def plain(self) -> dict[str, dict]:
+        """What a part may remember: `Rollouts(**table.plain())` is the table again."""
+        return {"columns": dict(self._columns), "rewards": dict(self.rewards), "notes": dict(self.notes)}
 
     def to(self, device: torch.device | str) -> Rollouts:
         """The table with its tensors on `device`."""

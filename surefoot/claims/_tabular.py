@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from surefoot.method import UPDATE_SLOTS, Method
@@ -72,10 +72,15 @@ class Table:
         return out | {name: made[name]() for name in want}
 
 
-def trajectories(actions: Int[Tensor, "n t"], reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Rollouts:
-    """The judged table of these trajectories, one turn a step."""
+def trajectories(
+    actions: Int[Tensor, "n t"],
+    reward: Float[Tensor, "n"],
+    group: Int[Tensor, "n"],
+    mask: Bool[Tensor, "n t"] | None = None,
+) -> Rollouts:
+    """The judged table of these trajectories, one turn a step; `mask` says which steps there are (all by default)."""
     n, t = actions.shape
-    mask = torch.ones(n, t, dtype=torch.bool)
+    mask = torch.ones(n, t, dtype=torch.bool) if mask is None else mask
     return Rollouts(
         {
             "tokens": actions,
@@ -103,7 +108,8 @@ def learn(method: Method, table: Table, states: Int[Tensor, "n t"], batch: Rollo
 
     with torch.no_grad():
         ref = table.reference[states].gather(-1, actions[..., None])[..., 0]
-        batch = batch.having(None, None, ref_logp=ref, **fixed("old"))
+        old = fixed("old")
+        batch = batch.having(None, None, ref_logp=ref, rollout_logp=old["old_logp"], **old)
         for slot in ("reward", "advantage"):
             made = getattr(method, slot)(batch)
             batch = batch.having(**(made if isinstance(made, dict) else {slot: made}))
@@ -113,6 +119,9 @@ def learn(method: Method, table: Table, states: Int[Tensor, "n t"], batch: Rollo
     for _ in range(method.update.epochs):
         if any(column.startswith("now_") for column in reads):
             batch = batch.having(None, None, **fixed("now"))
+        for _, part in method.parts():
+            if hasattr(part, "prepare"):
+                part.prepare(batch)  # pyright: ignore[reportAttributeAccessIssue]
         (gradient,) = torch.autograd.grad(loss(method, table, states, batch, want), table.weights)
         with torch.no_grad():
             table.weights -= lr * gradient

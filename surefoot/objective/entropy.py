@@ -24,6 +24,16 @@ def entropy(logp: Float[Tensor, "*s v"]) -> Float[Tensor, "*s"]:
     return -(logp.exp() * logp.where(logp > -torch.inf, 0.0)).sum(-1)
 
 
+def entropy_slope(logp: Float[Tensor, "*s v"], push: Float[Tensor, "*s v"]) -> Float[Tensor, "*s"]:
+    """`-Cov_pi(log pi, push)`: how fast the entropy grows as the logits move along `push`.
+
+    >>> entropy_slope(torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([1.0, 0.0, 0.0]))
+    tensor(-0.1733)
+    """
+    mean = (logp.exp() * push).sum(-1, keepdim=True)
+    return -(logp.exp() * logp.where(logp > -torch.inf, 0.0) * (push - mean)).sum(-1)
+
+
 def nucleus_entropy(logp: Float[Tensor, "*s v"], top_p: float) -> Float[Tensor, "*s"]:
     """Entropy of the distribution renormalised on its smallest set of candidates with mass at least `top_p`."""
     ordered = logp.sort(-1, descending=True).values

@@ -75,7 +75,7 @@ class DynamicSampling(OnPolicy):
             useful = informative_groups(batch)
             if len(useful):
                 useful = useful[: wanted - have]
-                kept.append(_only(batch, useful))
+                kept.append(only(batch, useful))
                 have += len(useful)
             if have == wanted:
                 break
@@ -91,8 +91,8 @@ def informative_groups(rollouts: Rollouts) -> torch.Tensor:
     return groups[torch.tensor([bool((r != r[0]).any()) for r in spread], dtype=torch.bool)]
 
 
-def _only(rollouts: Rollouts, groups: torch.Tensor) -> Rollouts:
-    """The trajectories of `groups`, renumbered from 0, with their prompts alone."""
+def only(rollouts: Rollouts, groups: torch.Tensor) -> Rollouts:
+    """The trajectories of `groups` (in order), renumbered from 0, with their prompts alone."""
     rows = rollouts.rows(torch.isin(rollouts.group, groups))
     columns = {"group": torch.searchsorted(groups, rows.group)}
     for name in ("prompt_tokens", "prompt_mask"):

@@ -165,7 +165,8 @@ class Trainer:
         """The engine's log-probabilities as `old_logp` where they are the trainer's (see `Settings.engine_logp`)."""
         readers = self.method.readers(*BATCH_SLOTS)
         several = self.method.update.epochs * self.method.update.minibatches > 1
-        if self.settings.engine_logp and self._engine_exact and (several or "old_logp" in readers):
+        fresh = not batch.age.any()  # older trajectories: the engine's numbers are those of an earlier policy
+        if self.settings.engine_logp and self._engine_exact and fresh and (several or "old_logp" in readers):
             if "old_logp" in self.method.readers():
                 return batch.having(old_logp=batch.rollout_logp)
         return batch
@@ -187,6 +188,9 @@ class Trainer:
         }
 
     def _optimizer_step(self, minibatch: Rollouts) -> dict[str, float]:
+        for path, part in self.method.parts():
+            if path.split(".")[0] in UPDATE_SLOTS and hasattr(part, "prepare"):
+                part.prepare(minibatch)  # pyright: ignore[reportAttributeAccessIssue]
         weights = self._weights(minibatch)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {"loss": 0.0}
@@ -275,6 +279,8 @@ class Trainer:
             "tokens": self._tokens,
             "rewards": {k: float((v if v.ndim == 1 else v.sum(1)).mean()) for k, v in batch.rewards.items()},
         }
+        if batch.age.any():
+            out["age"] = float(batch.age.float().mean())
         if "correct" in batch:
             out["correct"] = float(batch.correct.float().mean())
         if "truncated" in batch:

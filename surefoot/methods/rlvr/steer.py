@@ -23,11 +23,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from surefoot.method import Paper, Update
 from surefoot.methods.rlvr.grpo import GRPO
 from surefoot.objective.aggregation import TokenMean, Total, here
-from surefoot.objective.entropy import entropy
+from surefoot.objective.entropy import entropy_slope
 from surefoot.objective.surrogates import Clip
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
@@ -50,9 +51,8 @@ def own_logit_fall(logp: Tensor, old_logp: Tensor, entropy: Tensor, advantage: T
 
 def exact_fall(log_policy: Float[Tensor, "n v"], action: Int[Tensor, "n"], advantage: Float[Tensor, "n"]) -> Tensor:
     """`-dH / d eta` for logits `+= eta A (e_a - pi)`: `A [pi_a g_a - sum_k pi_k^2 g_k]` with g = ln pi + H."""
-    pi, g = log_policy.exp(), log_policy + entropy(log_policy)[:, None]
-    own = (pi * g).gather(1, action[:, None])[:, 0]
-    return advantage * (own - (pi.square() * g).sum(1))
+    push = one_hot(action, log_policy.shape[1]) - log_policy.exp()
+    return -advantage * entropy_slope(log_policy, push)
 
 
 def _own(logp: Tensor, entropy: Tensor) -> Tensor:
