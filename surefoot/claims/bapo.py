@@ -41,7 +41,7 @@ ARMS = {
 
 
 class Course(NamedTuple):
-    """Success and answer entropy before every batch; the bounds of its last update, and whether that search ended short."""
+    """Success and answer entropy before every batch; the bounds of its last update, and whether their search failed."""
 
     success: list[float]
     entropy: list[float]

@@ -1,9 +1,9 @@
 """Trajectories that outlive their step: a store with an age limit, in front of any way of making fresh ones.
 
-What is stored is what was sampled and judged (`tokens`, `rollout_logp`, rewards), not what a part made of it: when
-trajectories come back, credit is given anew, `old_logp` is the current policy's, `rollout_logp` still that of the policy
-that sampled, and `age` says how many batches it has been trained on since. A surrogate that corrects for age anchors
-its ratio in `rollout_logp` (`BalancedClip`), or weighs by `old_logp - rollout_logp` (`EngineCorrected`).
+What is stored is what was sampled and judged (`tokens`, `rollout_logp`, rewards), not what a part made of it. When
+trajectories come back, credit is given anew, `old_logp` is the current policy's, `rollout_logp` still that of the
+policy that sampled, and `age` says how many batches it has been trained on since. A surrogate that corrects for age
+anchors its ratio in `rollout_logp` (`BalancedClip`), or weighs by `old_logp - rollout_logp` (`EngineCorrected`).
 """
 
 from __future__ import annotations

@@ -156,10 +156,16 @@ class Trainer:
             if method.update.epochs * method.update.minibatches == 1 and not early:
                 reads -= {"old_logp"}  # the policy has not moved: the update's own forward pass gives it
             batch = self.signals.fill(batch, reads)
-            for path, part in method.parts():
-                if path.split(".")[0] in UPDATE_SLOTS and hasattr(part, "observe"):
-                    part.observe(batch)  # pyright: ignore[reportAttributeAccessIssue]
+            self._tell("observe", batch)
             return batch
+
+    @torch.no_grad()
+    def _tell(self, what: str, rollouts: Rollouts) -> None:
+        """Show a whole batch (`observe`) or minibatch (`prepare`) to the update parts, and those inside, that look."""
+        for path, outer in self.method.parts():
+            for _, part in outer.inside() if path.split(".")[0] in UPDATE_SLOTS else ():
+                if hasattr(part, what):
+                    getattr(part, what)(rollouts)
 
     def _with_old_logp(self, batch: Rollouts) -> Rollouts:
         """The engine's log-probabilities as `old_logp` where they are the trainer's (see `Settings.engine_logp`)."""
@@ -188,9 +194,7 @@ class Trainer:
         }
 
     def _optimizer_step(self, minibatch: Rollouts) -> dict[str, float]:
-        for path, part in self.method.parts():
-            if path.split(".")[0] in UPDATE_SLOTS and hasattr(part, "prepare"):
-                part.prepare(minibatch)  # pyright: ignore[reportAttributeAccessIssue]
+        self._tell("prepare", minibatch)
         weights = self._weights(minibatch)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {"loss": 0.0}
