@@ -139,9 +139,7 @@ def grid(first: float, last: float, step: float) -> Float[Tensor, "i"]:
 
 BAPO = GRPO.but(
     name="bapo",
-    paper=Paper(
-        arxiv="2510.18927", year=2025, title="BAPO: Balanced Policy Optimization with Adaptive Clipping"
-    ),
+    paper=Paper(arxiv="2510.18927", year=2025, title="BAPO: Balanced Policy Optimization with Adaptive Clipping"),
     rollout=Replay(replayed=0.5, max_age=4),
     surrogate=BalancedClip(),
     regularizers=(),
