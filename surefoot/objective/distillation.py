@@ -23,23 +23,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from surefoot.objective.credit import reward_to_go
-from surefoot.objective.divergences import FORWARD_KL, REVERSE_KL, FullDivergence, Generator, skewed_js
+from surefoot.objective.divergences import FORWARD_KL, REVERSE_KL, FDivergence, FullDivergence, SkewedJS
 from surefoot.objective.groups import working
 from surefoot.objective.ratios import anchored
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
 
-def generalized_js(beta: float) -> Generator:
+def generalized_js(beta: float) -> FDivergence:
     """GKD's `beta KL(teacher || m) + (1 - beta) KL(student || m)`, m = beta teacher + (1 - beta) student.
 
     (arXiv 2306.13649, eq. 1.) The student is p, the teacher q of the generator. Divided by beta it goes to the forward
     KL as beta -> 0, divided by 1 - beta to the reverse KL as beta -> 1. At 0 and 1 these limits are returned, as GKD
     does; the undivided function would be 0 there.
+
+    >>> generalized_js(0.0) is FORWARD_KL, generalized_js(0.25)
+    (True, SkewedJS(weight=0.75))
     """
     if beta == 0:
         return FORWARD_KL
-    return REVERSE_KL if beta == 1 else skewed_js(1 - beta)
+    return REVERSE_KL if beta == 1 else SkewedJS(1 - beta)
 
 
 def log_ratio_advantage(
@@ -124,6 +127,6 @@ class SequenceKD(Part):
 class Distillation(FullDivergence):
     """`FullDivergence` from a teacher, with the supervised default: forward KL at full weight."""
 
-    generator: Generator = FORWARD_KL
+    generator: FDivergence = FORWARD_KL
     coef: float = 1.0
     reference: str = "teacher_logits"

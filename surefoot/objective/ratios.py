@@ -1,7 +1,7 @@
 """Likelihood ratios between the current policy and the one that acted, at the level of tokens, turns or sequences.
 
-A ratio is an object with one method, `log(logp, anchor, mask, turn) -> [n t]`: the log-ratio that stands on each step.
-Several anchors with weights make one (`anchored`): PPO's has one anchor, RLAD's has two.
+A `Ratio` says which log-ratio stands on each step. Several anchors with weights make one (`anchored`): PPO's has one
+anchor, RLAD's has two.
 """
 
 from __future__ import annotations
@@ -14,17 +14,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from surefoot.parts import Part
+from surefoot.rollouts import Rollouts
 
 LIMIT = 20.0  # log-ratios are held within +-20: beyond that float32 products overflow, and no clip can tell
 
 
 def log_ratio(logp: Float[Tensor, "n t"], anchor: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Tensor:
-    """`logp - sg(anchor)` on the mask and 0 off it (whatever stands there), held within +-`LIMIT`."""
+    """`logp - sg(anchor)` on the mask and 0 off it (whatever stands there), held within +-`LIMIT`.
+
+    >>> log_ratio(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, 0.0]]), torch.tensor([[True, False]]))
+    tensor([[0.5000, 0.0000]])
+    """
     return (logp.where(mask, 0.0) - anchor.detach().where(mask, 0.0)).clamp(-LIMIT, LIMIT)
 
 
 def anchored(anchors: Sequence[Float[Tensor, "n t"]], weights: Sequence[float]) -> Float[Tensor, "n t"]:
-    """`sum_k w_k log anchor_k`: the anchor of `pi / prod_k anchor_k^w_k`."""
+    """`sum_k w_k log anchor_k`: the anchor of `pi / prod_k anchor_k^w_k`.
+
+    >>> anchored([torch.tensor([[-1.0]]), torch.tensor([[-3.0]])], [0.25, 0.75])
+    tensor([[-2.5000]])
+    """
     return torch.stack([w * a for w, a in zip(weights, anchors, strict=True)]).sum(0)
 
 
@@ -44,59 +53,85 @@ def mean_over(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], turn: Int[Tens
     return (total / count.clamp_min(1)).gather(1, index)
 
 
+def clipped_geometric_mean(
+    gap: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], advantage: Float[Tensor, "n t"], width: float
+) -> Float[Tensor, "n t"]:
+    """Mean over a trajectory of log-ratios `gap` that are clipped one by one (GMPO, arXiv 2507.20673, eq. 4).
+
+    Each is held to +-`width` on the side that the advantage pushes towards, as PPO's minimum does.
+
+    >>> gap, one = torch.tensor([[1.0, -1.0]]), torch.ones(1, 2)
+    >>> clipped_geometric_mean(gap, one.bool(), one, 0.4), clipped_geometric_mean(gap, one.bool(), -one, 0.4)
+    (tensor([[-0.3000, -0.3000]]), tensor([[0.3000, 0.3000]]))
+    """
+    held, sign = gap.clamp(-width, width), advantage.sign()
+    return mean_over(torch.where(sign * gap > sign * held, held, gap), mask, None)
+
+
 @dataclass(frozen=True)
-class TokenRatio(Part):
+class Ratio(Part):
+    """Base of the ratios: `log` gives the log-ratio that stands on each step, 0 off the mask."""
+
+    def log(
+        self,
+        logp: Float[Tensor, "n t"],
+        anchor: Float[Tensor, "n t"],
+        mask: Bool[Tensor, "n t"],
+        turn: Int[Tensor, "n t"] | None = None,
+    ) -> Float[Tensor, "n t"]:
+        """The log-ratio of `logp` to `anchor` (detached), held within +-`LIMIT`."""
+        raise NotImplementedError
+
+    def between(self, rollouts: Rollouts, over: str = "logp", under: str = "old_logp") -> Float[Tensor, "n t"]:
+        """The log-ratio of two columns of a table."""
+        return self.log(rollouts[over], rollouts[under], rollouts.mask, rollouts.turn if "turn" in rollouts else None)
+
+    def of(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        """The ratio of a table's `logp` to its `old_logp`."""
+        return self.between(rollouts).exp()
+
+
+@dataclass(frozen=True)
+class TokenRatio(Ratio):
     """One ratio a token: PPO's."""
 
-    def log(self, logp: Tensor, anchor: Tensor, mask: Tensor, turn: Tensor | None = None) -> Float[Tensor, "n t"]:
+    def log(self, logp, anchor, mask, turn=None):
         return log_ratio(logp, anchor, mask)
 
 
 @dataclass(frozen=True)
-class SequenceRatio(Part):
+class TrajectoryRatio(Ratio):
+    """The product of the trajectory's token ratios on each of its tokens: the exact weight of importance sampling."""
+
+    def log(self, logp, anchor, mask, turn=None):
+        total = log_ratio(logp, anchor, mask).sum(1, keepdim=True).clamp(-LIMIT, LIMIT)
+        return total.expand(mask.shape)
+
+
+@dataclass(frozen=True)
+class SequenceRatio(Ratio):
     """The sequence's length-normalised ratio on each of its tokens (GSPO, arXiv 2507.18071, eq. 7).
 
     It is the geometric mean of the token ratios, the object of GMPO (arXiv 2507.20673) before its token clip.
     """
 
-    def log(self, logp: Tensor, anchor: Tensor, mask: Tensor, turn: Tensor | None = None) -> Float[Tensor, "n t"]:
+    def log(self, logp, anchor, mask, turn=None):
         return mean_over(log_ratio(logp, anchor, mask), mask, None)
 
 
 @dataclass(frozen=True)
-class SequenceTokenRatio(Part):
+class SequenceTokenRatio(Ratio):
     """GSPO-token (arXiv 2507.18071, eq. 14): the sequence ratio's value, each token's own gradient."""
 
-    def log(self, logp: Tensor, anchor: Tensor, mask: Tensor, turn: Tensor | None = None) -> Float[Tensor, "n t"]:
+    def log(self, logp, anchor, mask, turn=None):
         level = mean_over(log_ratio(logp, anchor, mask), mask, None).detach()
         own = logp.where(mask, 0.0)
         return level + own - own.detach()
 
 
 @dataclass(frozen=True)
-class TurnRatio(Part):
+class TurnRatio(Ratio):
     """The length-normalised ratio of each turn on its tokens."""
 
-    def log(self, logp: Tensor, anchor: Tensor, mask: Tensor, turn: Tensor | None = None) -> Float[Tensor, "n t"]:
+    def log(self, logp, anchor, mask, turn=None):
         return mean_over(log_ratio(logp, anchor, mask), mask, turn)
-
-
-@dataclass(frozen=True)
-class GeometricRatio(Part):
-    """GMPO (arXiv 2507.20673, eq. 4): the geometric mean of token ratios that are clipped, in log space, one by one.
-
-    A token's log-ratio is held to +-`width` on the side that its trajectory's advantage pushes towards; the clip
-    needs that sign, so the surrogate passes it on. Paper: width 0.4.
-    """
-
-    width: float = 0.4
-
-    def log(
-        self, logp: Tensor, anchor: Tensor, mask: Tensor, turn: Tensor | None = None, advantage: Tensor | None = None
-    ) -> Float[Tensor, "n t"]:
-        gap = log_ratio(logp, anchor, mask)
-        held = gap.clamp(-self.width, self.width)
-        if advantage is not None:  # pessimistic, as PPO's minimum: clip only what moves with the advantage
-            sign = advantage.sign()
-            held = torch.where(sign * gap > sign * held, held, gap)
-        return mean_over(held, mask, None)

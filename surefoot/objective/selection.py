@@ -6,12 +6,14 @@ minibatch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from surefoot.objective.divergences import k3
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -63,12 +65,14 @@ class Where(Part):
         return ("mask", self.column)
 
     def __call__(self, rollouts: Rollouts) -> Bool[Tensor, "n t"]:
-        value = rollouts[self.column]
-        value = value if value.ndim == 2 else value[:, None]
-        chosen = rollouts.mask
-        if self.low is not None:
-            chosen = chosen & (value >= self.low)
-        return chosen if self.high is None else chosen & (value <= self.high)
+        return _within(rollouts[self.column], self.low, self.high, rollouts.mask)
+
+
+def _within(value: Tensor, low: float | None, high: float | None, mask: Bool[Tensor, "n t"]) -> Bool[Tensor, "n t"]:
+    """Steps on the mask whose value, of the step or of its trajectory, lies within the bounds."""
+    value = value if value.ndim == 2 else value[:, None]
+    chosen = mask if low is None else mask & (value >= low)
+    return chosen if high is None else chosen & (value <= high)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,57 @@ class Top(Part):
             return rollouts.mask
         count = max(1, round(self.share * len(candidates)))
         return rollouts.mask & (value >= candidates.topk(count).values[-1])
+
+
+def mean_of_steps(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n"]:
+    """Mean over the masked steps; 0 where there is none.
+
+    >>> mean_of_steps(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([2.])
+    """
+    return sum_of_steps(x, mask) / mask.sum(1).clamp_min(1)
+
+
+def sum_of_steps(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n"]:
+    """Sum over the masked steps.
+
+    >>> sum_of_steps(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([4.])
+    """
+    return x.where(mask, 0.0).sum(1)
+
+
+def max_of_steps(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n"]:
+    """Largest over the masked steps; 0 where there is none.
+
+    >>> max_of_steps(torch.tensor([[1.0, 3.0, 9.0], [1.0, 3.0, 9.0]]), torch.tensor([[True, True, False], [False] * 3]))
+    tensor([3., 0.])
+    """
+    return x.where(mask, -torch.inf).amax(1).where(mask.any(1), 0.0) if x.numel() else x.sum(1)
+
+
+@dataclass(frozen=True)
+class EngineMatch(Part):
+    """Steps, or trajectories, on which the sampling engine and the trainer agree (verl's `rollout_rs`).
+
+    Attributes:
+        estimator: of the divergence of the engine from the trainer: `k1`, `k2` or `k3` of `divergences`.
+        pool: over a trajectory's steps, which judges it whole: `mean_of_steps`, `sum_of_steps`, `max_of_steps`; none
+            judges each step by itself.
+        low, high: what is kept, both included, nats; none for no bound.
+    """
+
+    estimator: Callable[[Tensor, Tensor], Tensor] = k3
+    pool: Callable[[Tensor, Tensor], Tensor] | None = None
+    low: float | None = None
+    high: float | None = 0.01
+    reads = ("old_logp", "rollout_logp", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Bool[Tensor, "n t"]:
+        engine, trainer = (rollouts[c].where(rollouts.mask, 0.0) for c in ("rollout_logp", "old_logp"))
+        value = self.estimator(engine, trainer)
+        value = value if self.pool is None else self.pool(value, rollouts.mask)
+        return _within(value, self.low, self.high, rollouts.mask)
 
 
 def covariance(

@@ -6,15 +6,15 @@ ratios are 1, and the gradient of every surrogate here is then the policy gradie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from surefoot.objective.ratios import GeometricRatio, TokenRatio, log_ratio
+from surefoot.objective.ratios import Ratio, TokenRatio, TrajectoryRatio, clipped_geometric_mean, log_ratio, mean_over
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -37,17 +37,29 @@ def clipped(
 
 
 def soft_gate(ratio: Float[Tensor, "n t"], temperature: float | Tensor) -> Float[Tensor, "n t"]:
-    """`(4 / tau) sigmoid(tau (rho - 1))` (SAPO, arXiv 2511.20347, eq. 6): slope 1 at rho = 1, fading away from it."""
+    """`(4 / tau) sigmoid(tau (rho - 1))` (SAPO, arXiv 2511.20347, eq. 6): slope 1 at rho = 1, fading away from it.
+
+    >>> soft_gate(torch.tensor([1.0, 3.0]), 1.0)
+    tensor([2.0000, 3.5232])
+    """
     return 4 / temperature * torch.sigmoid(temperature * (ratio - 1))
 
 
 def binary_tv(logp: Float[Tensor, "n t"], old: Float[Tensor, "n t"]) -> Float[Tensor, "n t"]:
-    """Total variation of the two-outcome distributions (this token, any other): `|pi - mu|`, below the full one."""
+    """Total variation of the two-outcome distributions (this token, any other): `|pi - mu|`, at most the full one.
+
+    >>> binary_tv(torch.tensor(0.6).log(), torch.tensor(0.5).log())
+    tensor(0.1000)
+    """
     return (logp.exp() - old.exp()).abs()
 
 
 def binary_kl(logp: Float[Tensor, "n t"], old: Float[Tensor, "n t"]) -> Float[Tensor, "n t"]:
-    """`KL(mu || pi)` of the two-outcome distributions (this token, any other), below the full one."""
+    """`KL(mu || pi)` of the two-outcome distributions (this token, any other), at most the full one.
+
+    >>> binary_kl(torch.tensor(0.6).log(), torch.tensor(0.5).log())
+    tensor(0.0204)
+    """
     rest_new, rest_old = _log1mexp(logp), _log1mexp(old)
     return old.exp() * (old - logp) + rest_old.exp() * (rest_old - rest_new)
 
@@ -56,6 +68,15 @@ def _log1mexp(x: Tensor) -> Tensor:
     """`log(1 - e^x)` for x < 0, without cancellation; x = 0 is taken as -1e-7."""
     x = x.clamp(max=-1e-7)
     return torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-x.exp()))
+
+
+def gamma_kernel(log_ratio: Float[Tensor, "*s"], power: float | Tensor, rate: float | Tensor) -> Float[Tensor, "*s"]:
+    """`w^k e^(l (1 - w))` of a ratio w (VESPO, arXiv 2602.10693): 1 at w = 1, 0 at both ends, largest at w = k / l.
+
+    >>> gamma_kernel(torch.tensor([0.5, 1.0, 2.0]).log(), 2.0, 3.0)
+    tensor([1.1204, 1.0000, 0.1991])
+    """
+    return (power * log_ratio - rate * log_ratio.expm1()).exp()
 
 
 @dataclass(frozen=True)
@@ -70,59 +91,63 @@ class PolicyGradient(Part):
 
 
 @dataclass(frozen=True)
-class _Ratio(Part):
-    """A surrogate that reads the ratio between `logp` and `old_logp`."""
+class OffPolicy(PolicyGradient):
+    """Base of the surrogates that look at the ratio of `logp` to `old_logp`; `-w A log pi` for a detached weight w."""
 
     reads = ("logp", "old_logp", "advantage", "mask")
-    vanishes_with_advantage = True
 
-    def _log(self, rollouts: Rollouts, ratio: Any) -> Float[Tensor, "n t"]:
-        turn = rollouts.turn if "turn" in rollouts else None
-        return ratio.log(rollouts.logp, rollouts.old_logp, rollouts.mask, turn)
+    def weight(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        """w on every step."""
+        raise NotImplementedError
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        return super().__call__(rollouts) * self.weight(rollouts).detach()
 
 
 @dataclass(frozen=True)
-class Clip(_Ratio):
+class Clip(OffPolicy):
     """PPO's clipped surrogate (`clipped`) on a ratio of any level.
 
     Attributes:
-        low, high: the ratio is clipped to [1 - low, 1 + high]; `high` is `low` where it is none.
+        low, high: the ratio is clipped to [1 - low, 1 + high]; `high` is `low` where it is none, `inf` is no clip.
         dual: dual-clip bound; none for no such bound.
-        ratio: `TokenRatio()` (PPO), `SequenceRatio()` (GSPO), `TurnRatio()`.
+        ratio: `TokenRatio()` (PPO), `SequenceRatio()` (GSPO), `TurnRatio()`, `TrajectoryRatio()`.
     """
 
     low: float = 0.2
     high: float | None = None
     dual: float | None = None
-    ratio: Part = TokenRatio()
+    ratio: Ratio = TokenRatio()
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        ratio = self._log(rollouts, self.ratio).exp()
         high = self.low if self.high is None else self.high
-        return clipped(ratio, rollouts.advantage, self.low, high, self.dual)
+        return clipped(self.ratio.of(rollouts), rollouts.advantage, self.low, high, self.dual)
 
     def metrics(self, rollouts: Rollouts) -> dict[str, float]:
         """Share of the steps whose gradient the clip removed."""
-        ratio = self._log(rollouts, self.ratio).exp()
+        ratio = self.ratio.of(rollouts)
         up = (ratio > 1 + (self.low if self.high is None else self.high)) & (rollouts.advantage > 0)
         down = (ratio < 1 - self.low) & (rollouts.advantage < 0)
         return {"clipped": _share(up | down, rollouts.mask)}
 
 
 @dataclass(frozen=True)
-class GeometricMean(_Ratio):
-    """GMPO (arXiv 2507.20673, eq. 4): `-A` times the geometric mean of token ratios clipped one by one."""
+class GeometricMean(OffPolicy):
+    """GMPO (arXiv 2507.20673, eq. 4): `-A` times the geometric mean of token ratios (`clipped_geometric_mean`).
 
-    ratio: GeometricRatio = GeometricRatio()
+    Attributes:
+        width: log-ratios are clipped to +-width.
+    """
+
+    width: float = 0.4
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        turn = rollouts.turn if "turn" in rollouts else None
-        log = self.ratio.log(rollouts.logp, rollouts.old_logp, rollouts.mask, turn, rollouts.advantage)
-        return -rollouts.advantage * log.exp()
+        gap = log_ratio(rollouts.logp, rollouts.old_logp, rollouts.mask)
+        return -rollouts.advantage * clipped_geometric_mean(gap, rollouts.mask, rollouts.advantage, self.width).exp()
 
 
 @dataclass(frozen=True)
-class CISPO(_Ratio):
+class CISPO(OffPolicy):
     """`-sg(min(rho, 1 + high)) A log pi` (MiniMax-M1, arXiv 2506.13585, eq. 4-5): no token loses its gradient.
 
     Attributes:
@@ -133,26 +158,42 @@ class CISPO(_Ratio):
     high: float = 0.28
     low: float = 1.0
 
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        weight = self._log(rollouts, TokenRatio()).exp().detach().clamp(1 - self.low, 1 + self.high)
-        return -weight * rollouts.advantage * rollouts.logp.where(rollouts.mask, 0.0)
+    def weight(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        return TokenRatio().of(rollouts).clamp(1 - self.low, 1 + self.high)
 
 
 @dataclass(frozen=True)
-class SAPO(_Ratio):
-    """Soft gates instead of clips, colder for negative advantages (arXiv 2511.20347; defaults of the paper)."""
+class SAPO(OffPolicy):
+    """Soft gates instead of clips, colder for negative advantages (`soft_gate`; arXiv 2511.20347)."""
 
     positive: float = 1.0
     negative: float = 1.05
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        ratio = self._log(rollouts, TokenRatio()).exp()
+        ratio = TokenRatio().of(rollouts)
         cold = torch.full_like(ratio, self.negative).masked_fill(rollouts.advantage > 0, self.positive)
         return -soft_gate(ratio, cold) * rollouts.advantage
 
 
 @dataclass(frozen=True)
-class TrustRegion(_Ratio):
+class VESPO(OffPolicy):
+    """`-sg(phi(w)) A log pi`, w the whole trajectory's ratio, phi a `gamma_kernel` (arXiv 2602.10693; TRL's defaults).
+
+    Attributes:
+        positive, negative: power and rate of the kernel where the advantage is not negative, and where it is.
+    """
+
+    positive: tuple[float, float] = (2.0, 3.0)
+    negative: tuple[float, float] = (3.0, 2.0)
+
+    def weight(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        log = TrajectoryRatio().between(rollouts)
+        up, down = (gamma_kernel(log, *kernel) for kernel in (self.positive, self.negative))
+        return torch.where(rollouts.advantage < 0, down, up)
+
+
+@dataclass(frozen=True)
+class TrustRegion(OffPolicy):
     """No gradient for a token that has left the trust region and would go further (DPPO, arXiv 2602.04879).
 
     The region is a bound on a divergence of the sampled token's two-outcome distributions (the paper's "binary"
@@ -168,27 +209,23 @@ class TrustRegion(_Ratio):
     limit: float = 0.15
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        log = self._log(rollouts, TokenRatio())
+        ratio = TokenRatio().of(rollouts)
         logp, old = rollouts.logp.detach().where(rollouts.mask, -1.0), rollouts.old_logp.where(rollouts.mask, -1.0)
-        outside = (self.divergence(logp, old) > self.limit) & (log.detach() * rollouts.advantage > 0)
-        return -(log.exp() * rollouts.advantage).where(~outside, 0.0)
+        outside = (self.divergence(logp, old) > self.limit) & ((ratio.detach() - 1) * rollouts.advantage > 0)
+        return -(ratio * rollouts.advantage).where(~outside, 0.0)
 
 
 @dataclass(frozen=True)
-class TOPR(Part):
+class TOPR(OffPolicy):
     """Tapered off-policy REINFORCE (arXiv 2503.14286, eq. 6): the ratio, cut at 1, weighs only what went wrong.
 
     Positive trajectories are learnt from at full weight, however unlikely now; negative ones fade with the
     (whole-sequence) probability that the policy still gives them.
     """
 
-    reads = ("logp", "old_logp", "advantage", "mask")
-    vanishes_with_advantage = True
-
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        gap = log_ratio(rollouts.logp, rollouts.old_logp, rollouts.mask).sum(1, keepdim=True).detach()
-        weight = torch.where(rollouts.advantage < 0, gap.clamp(max=0).exp(), 1.0)
-        return -weight * rollouts.advantage * rollouts.logp.where(rollouts.mask, 0.0)
+    def weight(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        taper = TrajectoryRatio().of(rollouts).clamp(max=1.0)
+        return torch.where(rollouts.advantage < 0, taper, 1.0)
 
 
 @dataclass(frozen=True)
@@ -200,45 +237,79 @@ class AdvantageWeighted(Part):
     reads = ("logp", "advantage", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        weight = (rollouts.advantage.detach() / self.beta).clamp(max=20).exp().clamp(max=self.cap)
+        weight = (rollouts.advantage.detach() / self.beta).clamp(max=math.log(self.cap)).exp()
         return -weight * rollouts.logp.where(rollouts.mask, 0.0)
 
 
 @dataclass(frozen=True)
-class EngineCorrected(Part):
-    """Any surrogate, corrected for a sampling engine whose numerics are not the trainer's.
-
-    The factor is `exp(old_logp - rollout_logp)`, of the token or of the sequence. Truncated (TIS) it is cut at `cap`;
-    masked (MIS, IcePop) steps with a factor outside [floor, cap] are dropped. Detached.
-
-    Attributes:
-        base: the surrogate to correct.
-        sequence: one factor a trajectory, instead of one a token.
-        masked: drop instead of truncate.
-    """
+class Corrected(Part):
+    """Base of the parts that multiply a surrogate by a detached factor."""
 
     base: Part = Clip()
-    cap: float = 2.0
-    floor: float = 0.0
-    sequence: bool = False
-    masked: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.base.reads, "old_logp", "rollout_logp", "mask")))
+        return tuple(dict.fromkeys((*self.base.reads, *self.needs)))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that the factor reads."""
+        raise NotImplementedError
 
     @property
     def vanishes_with_advantage(self) -> bool:
         return getattr(self.base, "vanishes_with_advantage", False)
 
+    def factor(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        """Of every step, or [n 1] of every trajectory."""
+        raise NotImplementedError
+
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        gap = log_ratio(rollouts.old_logp, rollouts.rollout_logp, rollouts.mask)
-        if self.sequence:
-            gap = gap.sum(1, keepdim=True).clamp(-20, 20).expand_as(gap)
-        factor = gap.exp().detach()
-        if self.masked:
-            factor = factor * ((factor >= self.floor) & (factor <= self.cap))
-        return self.base(rollouts) * factor.clamp(max=self.cap)
+        return self.base(rollouts) * self.factor(rollouts).detach()
+
+
+@dataclass(frozen=True)
+class EngineCorrected(Corrected):
+    """Any surrogate, corrected for a sampling engine whose numerics are not the trainer's.
+
+    The factor is the ratio of `old_logp` to `rollout_logp`. Truncated (TIS) it is held within [floor, cap]; masked
+    (MIS, IcePop) steps with a factor outside are dropped. (`selection.EngineMatch` only drops.)
+
+    Attributes:
+        base: the surrogate to correct.
+        ratio: `TokenRatio()`, or `TrajectoryRatio()` for one factor a trajectory.
+        masked: drop instead of truncate.
+    """
+
+    cap: float = 2.0
+    floor: float = 0.0
+    ratio: Ratio = TokenRatio()
+    masked: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("old_logp", "rollout_logp", "mask")
+
+    def factor(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        factor = self.ratio.between(rollouts, "old_logp", "rollout_logp").exp()
+        held = factor.clamp(self.floor, self.cap)
+        return factor.where(factor == held, 0.0) if self.masked else held
+
+
+@dataclass(frozen=True)
+class OffPolicyMasked(Corrected):
+    """Any surrogate, without the trajectories that went wrong and that the policy has moved away from
+    (DeepSeek-V3.2, arXiv 2512.02556, eq. 9): a negative advantage, and a mean of `log old - log pi` above the limit."""
+
+    limit: float = 0.5
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("logp", "old_logp", "advantage", "mask")
+
+    def factor(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        away = -mean_over(log_ratio(rollouts.logp, rollouts.old_logp, rollouts.mask), rollouts.mask, None)
+        return ((rollouts.advantage >= 0) | (away <= self.limit)).to(away.dtype)
 
 
 def _share(flag: Bool[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> float:

@@ -33,7 +33,7 @@ class Tree:
         return self.logp().sum(1).exp()
 
     def gradient(self, value):
-        grads = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        grads = torch.autograd.grad(value, self.parameters, allow_unused=True, retain_graph=True)
         return torch.cat(
             [
                 torch.zeros_like(p).flatten() if g is None else g.flatten()

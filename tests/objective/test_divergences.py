@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surefoot.errors import InputError
+from surefoot.method import Method
+from surefoot.methods.rlvr.grpo import GRPO
 from surefoot.objective import divergences as d
 from surefoot.objective import entropy as h
+from surefoot.objective.ratios import TokenRatio
 from surefoot.objective.surrogates import PolicyGradient
 from surefoot.rollouts import Rollouts
+from tests.objective.enumeration import SEQUENCES, Tree
 
 P = torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
 Q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -22,10 +26,10 @@ NAMED = [
     d.CHI_SQUARED,
     d.TOTAL_VARIATION,
     d.SQUARED_HELLINGER,
-    d.skewed_js(0.5),
-    d.skewed_js(0.1),
-    d.alpha_divergence(0.5),
-    d.alpha_divergence(2.0),
+    d.SkewedJS(0.5),
+    d.SkewedJS(0.1),
+    d.Alpha(0.5),
+    d.Alpha(2.0),
 ]
 
 
@@ -59,6 +63,78 @@ def test_the_estimators_values_and_gradients_on_one_state():
     )
 
 
+@pytest.mark.parametrize("g", [*NAMED, d.Alpha(1.0), d.Alpha(0.0)], ids=repr)
+def test_a_sampled_divergence_has_the_right_value_and_the_right_gradient(g):
+    theta, ref = _softmax(0), _softmax(1).detach().log_softmax(-1)
+    logp = theta.log_softmax(-1)
+    found = (logp.exp().detach() * d.Sampled(g)(logp, ref)).sum()
+    exact = d.f_divergence(logp, ref, g)
+    torch.testing.assert_close(found, exact, atol=1e-12, rtol=1e-12)
+    ours, theirs = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in (found, exact))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
+    assert theirs.abs().max() > 1e-3
+
+
+def test_a_sampled_divergence_of_whole_sequences():
+    tree, other = Tree(), Tree(seed=5)
+    logp, ref = tree.logp().sum(1), other.logp().sum(1).detach()
+    for g in (d.CHI_SQUARED, d.SkewedJS(0.3)):
+        found = (logp.exp().detach() * d.Sampled(g)(logp, ref)).sum()
+        exact = d.f_divergence(logp, ref, g)
+        torch.testing.assert_close(found, exact)
+        torch.testing.assert_close(tree.gradient(found), tree.gradient(exact), atol=1e-12, rtol=1e-9)
+
+
+def test_the_sum_over_steps_is_the_divergence_of_sequences_for_kl_only():
+    tree, other = Tree(), Tree(seed=5)
+    p = tree.probabilities()
+    rows = SEQUENCES[:, 0]
+    for g, same in ((d.REVERSE_KL, True), (d.TOTAL_VARIATION, False)):
+        first = d.f_divergence(tree.root.log_softmax(0), other.root.log_softmax(0), g)
+        second = d.f_divergence(tree.next.log_softmax(1), other.next.log_softmax(1), g)[rows]
+        steps = torch.stack([first.expand(9), second], 1)
+        summed = (p * d.sequence_divergence(steps, torch.ones(9, 2).bool())).sum()
+        whole = d.f_divergence(tree.logp().sum(1), other.logp().sum(1), g)
+        assert torch.allclose(summed, whole) == same
+
+
+def test_straight_through_has_one_value_and_another_gradient():
+    theta, ref = _softmax(0), _softmax(1).detach().log_softmax(-1)
+    logp = theta.log_softmax(-1)
+    p, estimator = logp.exp().detach(), d.StraightThrough()
+    assert estimator(logp, ref).equal(d.k3(logp, ref))
+    found = torch.autograd.grad((p * estimator(logp, ref)).sum(), theta, retain_graph=True)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(_kl(logp, ref), theta)[0], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("estimator", [d.k1, d.k3])
+def test_a_kl_weighted_by_its_live_ratio_has_the_true_gradient_even_off_policy(estimator):
+    theta, ref, old = _softmax(0), _softmax(1).detach().log_softmax(-1), _softmax(2).detach().log_softmax(-1)
+    logp = theta.log_softmax(-1)
+    columns = {"logp": logp, "ref_logp": ref, "old_logp": old}
+    table = Rollouts({k: v[:, None] for k, v in columns.items()} | {"mask": torch.ones(5, 1, dtype=torch.bool)})
+    part = d.KL(estimator, 1.0, ratio=TokenRatio())
+    assert "old_logp" in part.reads and d.KL(coef=0.0, ratio=TokenRatio()).reads == ()
+    found = (old.exp() * part(table)[:, 0]).sum()
+    torch.testing.assert_close(found, _kl(logp, ref), atol=1e-12, rtol=0)
+    ours, exact = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in (found, _kl(logp, ref)))
+    torch.testing.assert_close(ours, exact, atol=1e-12, rtol=0)
+
+
+def test_the_policys_tail_keeps_its_gradient_where_next_to_nothing_is_left_of_one():
+    """A student with 1e-9 in the tail and a teacher with 0.3 there: what is left of 1 has no digits in float32."""
+    logits = torch.tensor([20.0, 19.0, -1.0], requires_grad=True)
+    teacher = torch.tensor([0.4, 0.3]).log()
+    d.top_k_divergence(logits.log_softmax(-1), teacher, torch.tensor([0, 1]), d.FORWARD_KL).backward()
+    torch.testing.assert_close(logits.grad[2], torch.tensor(-0.3), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("g", [d.CHI_SQUARED, d.SkewedJS(0.3), d.Alpha(2.0)])
+def test_a_divergence_of_any_kind_survives_toml(g):
+    method = GRPO.but(regularizers=(d.FullDivergence(g), d.KL(d.Sampled(g), ratio=TokenRatio())))
+    assert Method.from_dict(method.to_dict()) == method
+
+
 def test_a_kl_in_the_reward_has_the_true_gradient():
     theta, ref = _softmax(0), _softmax(1).detach().log_softmax(-1)
     logp = theta.log_softmax(-1)
@@ -70,7 +146,7 @@ def test_a_kl_in_the_reward_has_the_true_gradient():
 
 def test_worked_numbers():
     p, q = P.log(), Q.log()
-    value = {g.name: d.f_divergence(p, q, g).item() for g in NAMED}
+    value = {getattr(g, "name", repr(g)): d.f_divergence(p, q, g).item() for g in NAMED}
     assert value["KL(p||q)"] == pytest.approx(0.9 * math.log(1.8) + 0.1 * math.log(1 / 3))
     assert value["TV(p, q)"] == pytest.approx(0.4)
     assert value["chi^2(p||q)"] == pytest.approx(0.16 / 0.5 + 0.04 / 0.3 + 0.2)
@@ -79,7 +155,7 @@ def test_worked_numbers():
     js = 0.5 * sum(x * math.log(x / y) for x, y in zip(P.tolist(), m.tolist(), strict=True) if x) + 0.5 * sum(
         x * math.log(x / y) for x, y in zip(Q.tolist(), m.tolist(), strict=True) if x
     )
-    assert value["JS_0.5(p, q)"] == pytest.approx(js, abs=1e-9)
+    assert value["SkewedJS(weight=0.5)"] == pytest.approx(js, abs=1e-9)
     assert d.f_divergence(q, p, d.REVERSE_KL) == torch.inf, "mass where the other has none"
     assert d.f_divergence(q, p, d.TOTAL_VARIATION).item() == pytest.approx(0.4)
     assert d.f_divergence(p, q, d.FORWARD_KL) == torch.inf, "no mass where the other has some"
@@ -101,16 +177,14 @@ def test_divergences_are_zero_on_equal_and_positive_on_others(a, b, g):
 def test_limits_and_inequalities():
     p, q = _softmax(3).detach().log_softmax(-1), _softmax(4).detach().log_softmax(-1)
     kl = _kl(p, q).item()
-    assert d.f_divergence(p, q, d.alpha_divergence(1 - 1e-5)).item() == pytest.approx(kl, rel=1e-3)
+    assert d.f_divergence(p, q, d.Alpha(1 - 1e-5)).item() == pytest.approx(kl, rel=1e-3)
     assert d.renyi(p, q, 1 + 1e-6).item() == pytest.approx(kl, rel=1e-3)
     assert d.f_divergence(p, q, d.TOTAL_VARIATION).item() <= math.sqrt(kl / 2), "Pinsker"
     coarse = d.f_divergence(d.with_tail(p.topk(2).values), d.with_tail(q[p.topk(2).indices]), d.REVERSE_KL).item()
     assert 0 <= coarse <= kl, "merging outcomes cannot raise a divergence"
 
 
-@pytest.mark.parametrize(
-    "g", [*NAMED, d.skewed_js(0.3), d.alpha_divergence(0.4), d.alpha_divergence(-1.0)], ids=lambda g: g.name
-)
+@pytest.mark.parametrize("g", [*NAMED, d.SkewedJS(0.3), d.Alpha(0.4), d.Alpha(-1.0)], ids=repr)
 def test_the_price_of_missing_mass_is_the_limit_of_f(g):
     """f(t) as t -> 0, and f(t) / t as t -> infinity, where they are finite; growing without bound where not."""
     u = torch.tensor([30.0, 40.0], dtype=torch.float64)

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from surefoot.objective import ratios, surrogates
 from surefoot.objective.advantages import LeaveOneOut
 from surefoot.objective.aggregation import On, TokenMean
-from surefoot.objective.selection import CovarianceBand, HighCovariance, Not, covariance
+from surefoot.objective.divergences import k1, k2
+from surefoot.objective.selection import (
+    CovarianceBand,
+    EngineMatch,
+    HighCovariance,
+    Not,
+    covariance,
+    max_of_steps,
+    mean_of_steps,
+    sum_of_steps,
+)
 from surefoot.rollouts import Rollouts
 from tests.objective.enumeration import Tree, expected_gradient
 
@@ -23,11 +33,14 @@ AT_ONE = [
     surrogates.SAPO(),
     surrogates.GeometricMean(),
     surrogates.TOPR(),
+    surrogates.VESPO(),
     surrogates.TrustRegion(),
     surrogates.TrustRegion(surrogates.binary_kl, 0.05),
+    surrogates.OffPolicyMasked(surrogates.PolicyGradient()),
     surrogates.Clip(ratio=ratios.SequenceRatio()),
     surrogates.Clip(ratio=ratios.SequenceTokenRatio()),
     surrogates.Clip(ratio=ratios.TurnRatio()),
+    surrogates.Clip(math.inf),
 ]
 
 
@@ -46,7 +59,7 @@ def _gradient(surrogate, table, logp):
     return torch.autograd.grad(surrogate(table).sum(), logp)[0]
 
 
-@pytest.mark.parametrize("surrogate", AT_ONE, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("surrogate", AT_ONE, ids=repr)
 def test_at_the_first_update_every_surrogate_is_the_policy_gradient(surrogate):
     tree = Tree()
     found = expected_gradient(tree, REWARD, 2, LeaveOneOut(), surrogate)
@@ -165,7 +178,7 @@ def test_the_engine_correction_truncates_or_masks():
     assert cut[0].tolist() == pytest.approx([1, 2, 0.5])
     masked = surrogates.EngineCorrected(cap=2.0, floor=0.6, masked=True)(table) / base
     assert masked[0].tolist() == pytest.approx([1, 0, 0])
-    whole = surrogates.EngineCorrected(cap=2.0, sequence=True)(table) / base
+    whole = surrogates.EngineCorrected(cap=2.0, ratio=ratios.TrajectoryRatio())(table) / base
     assert whole[0].tolist() == pytest.approx([1.5] * 3)
 
 
@@ -179,8 +192,11 @@ def test_the_engine_correction_truncates_or_masks():
             surrogates.CISPO(),
             surrogates.SAPO(),
             surrogates.TOPR(),
+            surrogates.VESPO(),
             surrogates.TrustRegion(),
             surrogates.GeometricMean(),
+            surrogates.OffPolicyMasked(),
+            surrogates.Clip(ratio=ratios.TrajectoryRatio()),
             surrogates.AdvantageWeighted(),
             surrogates.Clip(ratio=ratios.SequenceRatio()),
         ]
@@ -198,8 +214,41 @@ def test_extreme_ratios_and_garbage_under_the_mask_stay_finite(gap, advantage, s
     assert loss.isfinite().all() and grad.isfinite().all() and grad[0, 1] == 0
 
 
-@pytest.mark.parametrize("surrogate", AT_ONE, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("surrogate", AT_ONE, ids=repr)
 def test_an_empty_mask_is_zero_not_nan(surrogate):
     table, logp = _table([[0.1, 0.2]], [[0.0, 0.0]], mask=torch.zeros(1, 2, dtype=torch.bool))
     loss = surrogate(table)
     assert loss.isfinite().all() and (loss == 0).all()
+
+
+def test_vespo_weighs_whole_trajectories_and_fades_at_both_ends():
+    table, logp = _table([[1.0, 1.0], [0.0, 0.0], [-9.0, -9.0]], [[1.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]])
+    grad = _gradient(surrogates.VESPO(), table, logp)
+    w = math.exp(2.0)
+    assert grad[0].tolist() == pytest.approx([-(w**2) * math.exp(3 * (1 - w))] * 2) and grad[1].tolist() == [1, 1]
+    assert grad[2].abs().max() < 1e-7
+    log = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    assert log[surrogates.gamma_kernel(log, 2.0, 3.0).argmax()].exp().item() == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_the_off_policy_mask_drops_what_went_wrong_and_is_far():
+    table, _ = _table(
+        [[-1.0, -0.5], [-1.0, -0.5], [1.0, 2.0], [-0.2, 0.1]], [[1.0] * 2, [-1.0] * 2, [-1.0] * 2, [-1.0] * 2]
+    )
+    kept = surrogates.OffPolicyMasked(surrogates.PolicyGradient(), limit=0.5)(table) != 0
+    assert kept[:, 0].tolist() == [True, False, True, True]
+
+
+def test_the_engine_match_judges_steps_or_trajectories():
+    engine = torch.tensor([[-1.0, -2.0, -1.0], [-1.0, -1.0, float("nan")]])
+    trainer = torch.tensor([[-1.0, -1.0, -1.0], [-1.1, -1.1, 7.0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    table = Rollouts(dict(rollout_logp=engine, old_logp=trainer, mask=mask))
+    steps = EngineMatch(k1, low=-0.5, high=0.5)(table)
+    assert steps.tolist() == [[True, False, True], [True, True, False]]
+    for pool, high, kept in (
+        (max_of_steps, 0.3, [False, True]),
+        (mean_of_steps, 0.2, [True, True]),
+        (sum_of_steps, 0.3, [False, True]),
+    ):
+        assert EngineMatch(k2, pool, high=high)(table).any(1).tolist() == kept

@@ -42,7 +42,7 @@ from surefoot.objective.aggregation import ConstantLength, On, SequenceMean, Tok
 from surefoot.objective.controllers import AdaptiveKL
 from surefoot.objective.divergences import KL, absolute, k1, k2, k3
 from surefoot.objective.entropy import EntropyBonus, entropy
-from surefoot.objective.ratios import GeometricRatio, SequenceTokenRatio
+from surefoot.objective.ratios import SequenceTokenRatio, TokenRatio, TrajectoryRatio
 from surefoot.objective.selection import CovarianceBand, HighCovariance, Not
 from surefoot.objective.surrogates import (
     CISPO,
@@ -244,7 +244,7 @@ BOUNDS = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28}
         ("sapo", "seq-mean-token-mean", SequenceMean(), SAPO(1.0, 1.05)),
         ("cispo", "token-mean", TokenMean(), CISPO(high=0.28, low=0.2)),
         ("gpg", "token-mean", TokenMean(), PolicyGradient()),
-        ("geo_mean", "token-mean", SequenceMean(), GeometricMean(GeometricRatio(0.3))),
+        ("geo_mean", "token-mean", SequenceMean(), GeometricMean(0.3)),
     ],
 )
 def test_policy_losses(name, mode, aggregate, surrogate, spread):
@@ -294,7 +294,9 @@ def test_engine_correction(level, threshold, part):
     theirs, _ = compute_rollout_correction_weights(
         table.old_logp - table.rollout_logp, table.mask.double(), level, threshold
     )
-    corrected = EngineCorrected(PolicyGradient(), sequence=level == "sequence", **part)(table)
+    corrected = EngineCorrected(
+        PolicyGradient(), ratio=TrajectoryRatio() if level == "sequence" else TokenRatio(), **part
+    )(table)
     plain = PolicyGradient()(table)
     _close((corrected / plain)[table.mask], theirs[table.mask])
     assert theirs[table.mask].unique().numel() >= 2  # some are cut, some are not
