@@ -18,7 +18,7 @@ from surefoot.errors import GuardStop, InputError, SurefootError, nearest
 from surefoot.evaluation.evaluate import evaluate, quick_score, shown
 from surefoot.method import Method, read_as
 from surefoot.rollout.native import Sampling
-from surefoot.training import checkpoint
+from surefoot.training import checkpoint, teachers
 from surefoot.training.progress import Live
 from surefoot.training.run import Run
 from surefoot.training.settings import Settings
@@ -173,7 +173,7 @@ class _Made:
         if isinstance(policy, str):
             policy = policies.load(policy, self.task, self.settings.lora)
         if isinstance(teacher, str):
-            teacher = policies.load(teacher, self.task)
+            teacher = teachers.load(teacher, self.task)
         return Trainer(policy, self.task, self.method, self.settings, teacher)
 
     def config(self, reward: Any) -> dict[str, Any]:

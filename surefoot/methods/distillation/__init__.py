@@ -1,0 +1,1 @@
+"""Teachers: a policy learns from what another one would have said."""

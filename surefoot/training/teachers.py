@@ -1,0 +1,49 @@
+"""Teachers: a policy that is at hand, or one that is trained here once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from surefoot import policies
+from surefoot.policies.causal_lm import cache_folder
+from surefoot.specs import call, read_options
+
+
+def load(spec: str, task: Any) -> Any:
+    """The teacher of a specification: what `policies.load` takes, or `trained[:method=grpo,policy=pebble,steps=8]`.
+
+    Raises:
+        InputError: nothing of that name, or an option that there is not.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind != "trained":
+        return policies.load(spec, task)
+    where = f"teacher {spec!r}"
+    return call(trained, read_options(rest, where), where, task)
+
+
+def trained(task: Any, method: str = "grpo", policy: str = "pebble", steps: int = 8, seed: int = 0) -> Any:
+    """The policy that `surefoot train` ends with on the task, from the cache if it was made before."""
+    from surefoot.training.loop import train
+
+    made_from = {"task": task.name, "method": method, "policy": policy, "steps": steps, "seed": seed}
+    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:8]
+    folder = cache_folder() / "teachers" / f"{Path(policy).name}-{method}-{steps}-{digest}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        silent = {"train.final_problems": 0, "train.eval_every": 0, "train.log_rollouts": False}
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            out = Path(scratch) / "run"
+            made = train(
+                policy, task, method, steps=steps, seed=seed, out=out, set=silent, progress=False, report=False
+            )
+            aside = Path(scratch) / "policy"
+            aside.mkdir()
+            made.policy.save(aside)
+            (aside / "made.json").write_text(json.dumps(made_from, indent=1))
+            aside.rename(folder)
+    return policies.load(str(folder), task)
