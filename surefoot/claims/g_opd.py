@@ -1,7 +1,7 @@
 """G-OPD: a student that extrapolates from the reference through its teacher is better than the teacher.
 
-Exact, on trees of 4 symbols and depth 5 (1024 sequences). The reference is a random autoregressive policy; the reward is
-1 on a random tenth of the sequences; teachers are the reference after K steps of sampled policy gradient. Students are
+Exact, on trees of 4 symbols and depth 5 (1024 sequences). The reference is a random autoregressive policy; the reward
+is 1 on a random tenth of the sequences; teachers are the reference after K steps of sampled policy gradient. Students are
 the token-wise fixed points ref (T / ref)^lambda of the method's advantage, and, beside them, those of whole sequences.
 A control trains the teacher on a reward that also pays for a random share of wrong sequences ("hacking").
 """
@@ -40,7 +40,8 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
             measured.append(over_seeds(f"{name}, teacher of 30 steps, lambda {lam:g}", [f[30][row][i] for f in found]))
     for share in HACKED:
         best = [LAMBDAS[int(np.argmax(f[share][0]))] for f in found]
-        measured.append({"name": f"hacked {share:.0%}: seeds whose best lambda is at most 1", "value": sum(b <= 1 for b in best)})
+        name = f"hacked {share:.0%}: seeds whose best lambda is at most 1"
+        measured.append({"name": name, "value": sum(b <= 1 for b in best)})
         for lam in (1.0, 1.25, 2.0, 5.0):
             rewards = [f[share][0][LAMBDAS.index(lam)] for f in found]
             measured.append(over_seeds(f"hacked {share:.0%}: true E[r], lambda {lam:g}", rewards))
@@ -127,8 +128,8 @@ CLAIM = Claim(
     slug="g-opd",
     statement="A student distilled towards ref (T / ref)^lambda with lambda above 1 earns more than its teacher, the "
     "reference being what the teacher was trained from.",
-    refuted_if="lambda = 1.25 is not above lambda = 1 in exact expected reward by two paired standard errors over seeds "
-    "with teachers of 30 or of 100 steps",
+    refuted_if="lambda = 1.25 is not above lambda = 1 in exact expected reward by two paired standard errors over "
+    "seeds, with teachers of 30 or of 100 steps",
     run=run,
     seeds=tuple(range(10)),
 )

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="batches to train on; none takes train.steps")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("--teacher", help="the policy behind a method that reads a teacher; trained:method=grpo,steps=8 makes it")
+    parser.add_argument("--teacher", help="for a method that reads one: a policy, or trained:method=grpo,steps=8")
     parser.add_argument("--out", help="run folder; none takes a fresh one under runs/")
     parser.add_argument("--resume", metavar="DIR", help="go on with a run, or from one of its checkpoints")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
