@@ -2,7 +2,7 @@
 
 Exact, on trees of 4 symbols and depth 5 (1024 sequences). The reference is a random autoregressive policy; the reward
 is 1 on a random tenth of the sequences; teachers are the reference after K steps of sampled policy gradient. Students
-are the token-wise fixed points ref (T / ref)^lambda of the method's advantage and, beside them, those of whole sequences.
+are the token-wise fixed points ref (T / ref)^lambda of the method's advantage and, beside them, of whole sequences.
 A control trains the teacher on a reward that also pays for a random share of wrong sequences ("hacking").
 """
 
