@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # workers share the cores
+workers = "PYTEST_XDIST_WORKER" in os.environ  # they share the cores
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1 if workers else 2)))
 
 
 def tiny_llama(seed: int = 0, vocab: int = 40, heads: int = 4, kv_heads: int = 2, **changes):

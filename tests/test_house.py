@@ -20,7 +20,7 @@ FLOORS = {
     "policies": {"errors", "rollouts", "specs", "objective", "policies", "rollout"},
     "tasks": {"errors", "rollouts", "specs", "tasks"},
     "evaluation": {"errors", "rollouts", "rollout", "tasks", "evaluation"},
-    "methods": {"errors", "rollouts", "parts", "method", "objective", "methods", "rollout", "exact"},
+    "methods": {"errors", "rollouts", "parts", "method", "objective", "methods", "rollout", "exact", "evaluation"},
 }
 MAY_NOT = {"training": {"methods", "claims", "adapters", "cli"}, "stability": {"cli"}, "claims": {"cli"}}
 

@@ -18,6 +18,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, help="none takes the task's limit")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--suite", help="free questions with a judge instead of a task: emergent-misalignment")
+    parser.add_argument("--judge", help="the model that judges a suite's answers; none: the policy itself")
     parser.add_argument("--json", action="store_true")
 
 
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         spec = spec or config["task"]
     if args.k < 1 or args.problems < 1:
         raise InputError(f"--k {args.k} --problems {args.problems}: expected at least 1")
+    if args.suite:
+        return _suite(args, policy)
     task = tasks.load(spec or tasks.DEFAULT, reward)
     sampling = Sampling(args.temperature, max_new_tokens=args.max_new_tokens or task.max_new_tokens)
     record = sf.evaluate(policy, task, problems=args.problems, k=args.k, seed=args.seed, sampling=sampling)
@@ -51,4 +55,35 @@ def run(args: argparse.Namespace) -> int:
     for key, value in record.items():
         if isinstance(value, (int, float)) and key != "n":
             print(f"  {key:<10} {shown(record, key)}")
+    return 0
+
+
+SUITES = ("emergent-misalignment",)
+
+
+def _suite(args: argparse.Namespace, policy: str) -> int:
+    """Ask a suite's questions and print the rate of misaligned answers, question by question."""
+    import surefoot as sf
+    from surefoot.errors import InputError, nearest
+    from surefoot.evaluation.misalignment import suite
+    from surefoot.rollout.native import Sampling
+
+    if args.suite not in SUITES:
+        raise InputError(f"--suite {args.suite!r}: no such suite{nearest(args.suite, SUITES)}")
+    asked = sf.load_policy(policy)
+    judge = sf.load_policy(args.judge) if args.judge else asked
+    for who, model in (("policy", asked), ("judge", judge)):
+        if not hasattr(model, "tokenizer"):
+            raise InputError(f"--suite {args.suite}: the {who} {model.name!r} says no text; expected a language model")
+    sampling = Sampling(args.temperature, max_new_tokens=args.max_new_tokens or 128)
+    found = suite(asked, judge, args.k, args.seed, sampling)
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    low, high = found["misaligned_interval"]
+    print(f"{args.policy}, judged by {args.judge or 'itself'}: {found['counted']} of {found['asked']} answers count")
+    for name, rate in found["questions"].items():
+        a, b = rate["interval"]
+        print(f"  {name:<14} {rate['rate']:.1%} [{a:.1%}, {b:.1%}]  of {rate['counted']}")
+    print(f"  {'mean':<14} {found['misaligned']:.1%} [{low:.1%}, {high:.1%}]")
     return 0
