@@ -44,13 +44,14 @@ def _shown(record: dict) -> str:
         f"  claim       {record['statement']}",
         f"  refuted if  {record['refuted_if']}",
     ]
+    width = max((len(row["name"]) for row in record["measured"]), default=0)
     for row in record["measured"]:
         beside = [f"{k} {_number(row[k])}" for k in ("expected", "bound", "spread") if row.get(k) is not None]
-        lines.append(
-            f"  {row['name']:<58} {_number(row['value']):>12}" + (f"   ({', '.join(beside)})" if beside else "")
-        )
+        lines.append(f"  {row['name']:<{width}}  {_number(row['value']):>9}  {', '.join(beside)}".rstrip())
     return "\n".join([*lines, *([f"  note        {record['notes']}"] if record["notes"] else [])])
 
 
 def _number(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_number, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -52,7 +52,7 @@ class Personas:
 
     def logp(self, tokens: Int[Tensor, "k b t"], positions: slice = slice(None)) -> Float[Tensor, "k b p v"]:
         """Log-probabilities of the token after each position."""
-        w, (k, b, t) = self.weights, tokens.shape
+        w, (k, _, t) = self.weights, tokens.shape
         which = torch.arange(k)[:, None, None]
         x = w["token"][which, tokens] + w["place"][:, None, :t]
         for layer in range(LAYERS):
