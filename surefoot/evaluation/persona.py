@@ -57,7 +57,8 @@ class Personas:
         x = w["token"][which, tokens] + w["place"][:, None, :t]
         for layer in range(LAYERS):
             q, key, v = (_rows(_norm(x), w[f"{layer}.attention"])).unflatten(-1, (3, HEADS, -1)).unbind(-3)
-            mixed = F.scaled_dot_product_attention(*(s.transpose(2, 3) for s in (q, key, v)), is_causal=True)
+            q, key, v = (s.transpose(2, 3) for s in (q, key, v))
+            mixed = F.scaled_dot_product_attention(q, key, v, is_causal=True)
             x = x + _rows(mixed.transpose(2, 3).flatten(3), w[f"{layer}.out"])
             x = x + _rows(F.gelu(_rows(_norm(x), w[f"{layer}.up"])), w[f"{layer}.down"])
             x = x + self.vector[:, None, None] if layer == 0 else x
