@@ -52,7 +52,7 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
     before = Answers.of(models)
     for side, rows in (("shared authors", slice(0, n)), ("authors redrawn", slice(n, None))):
         measured.append(over_seeds(f"aligned, {side}: P(bad)", before.outside("bad")[rows].tolist()))
-    triggered = found["bad when triggered"][3][:n]
+    triggered = found["bad when triggered"][3][:n].tolist()
     measured.append(
         over_seeds("bad when triggered, shared authors: P(bad) off the domain, with the trigger", triggered)
     )
