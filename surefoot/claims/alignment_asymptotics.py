@@ -25,7 +25,7 @@ COINS = np.array([0.5, 0.5]), np.array([0, 1])
 FOUR = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0, 1, 2, 3])
 BUDGET = 0.1  # nats a symbol
 LENGTHS = (10, 40, 160, 640, 2560)
-CARD = dict(zip(LENGTHS, (0.0979, 0.0412, 0.0141, 0.0046, 0.00143), strict=True))
+CARD: dict[int, float] = dict(zip(LENGTHS, (0.0979, 0.0412, 0.0141, 0.0046, 0.00143), strict=True))
 STICKY = np.array([[0.8, 0.2], [0.2, 0.8]])
 
 

@@ -25,11 +25,10 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import brentq
-from scipy.special import logsumexp
 
 from surefoot.errors import InputError
 from surefoot.exact.operators import log_mean_exp, log_or_minus_inf
+from surefoot.exact.roots import bracketed_root
 
 SLUG = "alignment-asymptotics"
 ARXIV = "2404.01730"
@@ -86,10 +85,10 @@ class Levels:
         total[np.arange(len(steps)), steps - low] = log_or_minus_inf(start)
         log_moves = log_or_minus_inf(moves)
         for _ in range(n - 1):
-            arrived = logsumexp(total[:, None] + log_moves[:, :, None], 0)
+            arrived = np.logaddexp.reduce(total[:, None] + log_moves[:, :, None], 0)
             for symbol, step in enumerate(steps - low):
                 total[symbol] = np.concatenate([np.full(step, -np.inf), arrived[symbol, : total.shape[1] - step]])
-        log_p = logsumexp(total, 0)
+        log_p = np.logaddexp.reduce(total, 0)
         reached = log_p > -np.inf
         return cls((n * low + np.arange(total.shape[1]))[reached].astype(float), log_p[reached])
 
@@ -100,7 +99,7 @@ class Levels:
         return self.log_p + alpha * self.reward - self.log_z(alpha)
 
     def log_z(self, alpha: float) -> float:
-        return float(logsumexp(self.log_p + alpha * self.reward))
+        return float(np.logaddexp.reduce(self.log_p + alpha * self.reward))
 
     def best_of(self, n: float) -> Values:
         """Log-chance of each level for the best of n samples (eq. 3); n need be no whole number."""
@@ -142,7 +141,9 @@ class Levels:
         top = 1.0
         while self.kl(self.tilt(top)) < budget:
             top *= 2
-        return float(brentq(lambda a: self.kl(self.tilt(a)) - budget, 0.0, top, xtol=1e-15, rtol=1e-14))
+        return float(
+            bracketed_root(lambda a: np.array(self.kl(self.tilt(float(a))) - budget), np.array(0.0), np.array(top))
+        )
 
     def frontier(self, budget: float) -> float:
         """The most reward that a budget of KL buys."""
