@@ -18,7 +18,7 @@ FLOORS = {
     "exact": {"errors", "exact"},
     "rollout": {"errors", "rollouts", "parts", "rollout", "policies"},
     "policies": {"errors", "rollouts", "specs", "objective", "policies", "rollout"},
-    "tasks": {"errors", "rollouts", "specs", "tasks"},
+    "tasks": {"errors", "rollouts", "rollout", "specs", "policies", "tasks"},
     "evaluation": {"errors", "rollouts", "rollout", "tasks", "evaluation"},
     "methods": {"errors", "rollouts", "parts", "method", "objective", "methods", "rollout", "exact", "evaluation"},
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import logsumexp
+from scipy.special import logsumexp, wrightomega
 
 from surefoot.errors import InputError
 from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, softmax
@@ -137,6 +137,23 @@ class _ChiSquared(Divergence):
         return p / p.sum(-1, keepdims=True)
 
 
+class _ChiSquaredKL(Divergence):
+    """`CHI2 / 2 + KL` (chi-PO, arXiv 2407.13399): `f = (t - 1)^2 / 2 + t log t`, slope `t + log t`.
+
+    Its optimum `q W0(exp((r - lambda) / beta))`, W0 Lambert's, keeps all of q's support, and ratios grow as r, not as
+    e^r: at most `1 + R / beta` for rewards in a range R.
+    """
+
+    def f(self, t):
+        return (t - 1) ** 2 / 2 + KL.f(t)
+
+    def slope(self, t):
+        return t + np.log(t)
+
+    def inverse(self, y):
+        return wrightomega(y)
+
+
 class _Hellinger(Divergence):
     """Squared Hellinger distance `1/2 sum (sqrt p - sqrt q)^2`, in [0, 1]: `f = (sqrt t - 1)^2 / 2`."""
 
@@ -219,7 +236,7 @@ class Alpha(Divergence):
 
 
 KL, FORWARD_KL, CHI2, HELLINGER = _KL(), _ForwardKL(), _ChiSquared(), _Hellinger()
-JENSEN_SHANNON, TV = _JensenShannon(), _TotalVariation()
+JENSEN_SHANNON, TV, CHI2_KL = _JensenShannon(), _TotalVariation(), _ChiSquaredKL()
 
 
 def renyi(p: Dist, q: Dist, order: float) -> Numbers:

@@ -368,8 +368,12 @@ class Logistic(Part):
     offset: float = 0.0
     limit: float | None = None
 
+    def margin(self, chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """`beta m - offset`, before it is clipped."""
+        return self.beta * (chosen - rejected) - self.offset
+
     def __call__(self, chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        margin = self.beta * (chosen - rejected) - self.offset
+        margin = self.margin(chosen, rejected)
         return logistic(margin if self.limit is None else margin.clamp(-self.limit, self.limit), self.flipped)
 
 
@@ -543,10 +547,18 @@ class Preference(Part):
 
     @torch.no_grad()
     def metrics(self, rollouts: Rollouts) -> dict[str, float]:
-        """Share of the pairs of different reward whose chosen response has the higher score."""
+        """Of the pairs of different reward: how often the chosen response has the higher score, the mean scores of
+        both (what drifts where), and the share whose margin is clipped, where the shape clips."""
         score, chosen, rejected = self._scored(rollouts)
-        right = (score[chosen] > score[rejected]).sum()
-        return {"preference_accuracy": float(right / max(1, len(chosen)))}
+        high, low, count = score[chosen], score[rejected], max(1, len(chosen))
+        found = {
+            "preference_accuracy": float((high > low).sum() / count),
+            "chosen_score": float(high.sum() / count),
+            "rejected_score": float(low.sum() / count),
+        }
+        if isinstance(self.shape, Logistic) and self.shape.limit is not None:
+            found["clipped"] = float((self.shape.margin(high, low).abs() > self.shape.limit).sum() / count)
+        return found
 
 
 @dataclass(frozen=True)

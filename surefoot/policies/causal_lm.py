@@ -174,6 +174,38 @@ class CausalLM:
             notes={"completion": self.decode(out.tokens, out.present)},
         )
 
+    def logged(
+        self, questions: Sequence[str], group: Int[Tensor, "n"], seeds: Int[Tensor, "n"], responses: Sequence[str]
+    ) -> Rollouts:
+        """The table of responses that somebody gave, one for each entry of `group`; each ends in the stop token.
+
+        Raises:
+            InputError: a response that does not fit into the context behind its question.
+        """
+        rows = [self.tokenizer(r, add_special_tokens=False)["input_ids"] + self.stop[:1] for r in responses]
+        length = torch.tensor([len(r) for r in rows])
+        prompts, valid = self.encode(questions)
+        over = (valid.sum(1)[group] + length > self.context).nonzero()
+        if len(over):
+            i = int(over[0])
+            raise InputError(f"response of {len(rows[i])} tokens does not fit the context: {responses[i][:60]!r}")
+        width = int(length.max())
+        present = torch.arange(width) < length[:, None]
+        return Rollouts(
+            dict(
+                tokens=torch.tensor([r + [self.pad] * (width - len(r)) for r in rows]),
+                mask=present,
+                present=present,
+                turn=torch.where(present, 0, -1),
+                group=group,
+                seed=seeds,
+                prompt_tokens=prompts,
+                prompt_mask=valid,
+                truncated=torch.zeros(len(rows), dtype=torch.bool),
+            ),
+            notes={"completion": list(responses)},
+        )
+
     def score(self, rollouts: Rollouts, want: Collection[str], temperature: float = 1.0) -> dict[str, Tensor]:
         """The wanted live columns, in one forward pass, with gradient where it is enabled; zero on padding.
 

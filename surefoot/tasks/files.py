@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ class FileTask(TextTask):
         super().__init__(str(path), sides["train"], sides["heldout"], reward, max_new_tokens)
 
 
-def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Rows with the place they stand at (`file.jsonl, line 3`)."""
+def read_rows(path: Path, columns: Sequence[str] = ("prompt", "answer")) -> list[tuple[str, dict[str, Any]]]:
+    """Rows with the place they stand at (`file.jsonl, line 3`); each has the `columns`."""
     if not path.is_file():
         raise InputError(f"task {str(path)!r}: no such file")
     if path.suffix == ".parquet":
@@ -61,7 +62,7 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
                 raise InputError(f"{path}, line {i}: got {type(row).__name__}, expected an object")
             rows.append((f"{path}, line {i}", row))
     for where, row in rows:
-        for column in ("prompt", "answer"):
+        for column in columns:
             if column not in row:
                 raise InputError(f"{where}: no column {column!r}{nearest(column, row)}")
     return rows

@@ -103,7 +103,8 @@ class Trainer:
             batch = batch if "age" in batch else batch.having(age=torch.zeros_like(batch.prompt))
         self._tokens += int(batch.present.sum()) if "present" in batch else batch.mask.sum().item()
         self.signals.temperature = sampling.temperature
-        self._engine_exact = getattr(self.policy, "engine_exact", False) and not sampling.truncates
+        exact = getattr(self.policy, "engine_exact", False) and not sampling.truncates
+        self._engine_exact = exact and "rollout_logp" in batch  # what was logged has none
         return batch
 
     # --- one step -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from scipy.optimize import linprog
 from surefoot.errors import InputError
 from surefoot.exact.divergence import (
     CHI2,
+    CHI2_KL,
     FORWARD_KL,
     HELLINGER,
     JENSEN_SHANNON,
@@ -19,8 +20,8 @@ from surefoot.exact.divergence import (
     renyi,
 )
 
-SMOOTH = [KL, FORWARD_KL, CHI2, HELLINGER, JENSEN_SHANNON, Alpha(1.5), Alpha(3.0), Alpha(0.5), Alpha(-1.0)]
-NAMES = ["kl", "forward", "chi2", "hellinger", "js", "a1.5", "a3", "a.5", "a-1"]
+SMOOTH = [KL, FORWARD_KL, CHI2, CHI2_KL, HELLINGER, JENSEN_SHANNON, Alpha(1.5), Alpha(3.0), Alpha(0.5), Alpha(-1.0)]
+NAMES = ["kl", "forward", "chi2", "chi2kl", "hellinger", "js", "a1.5", "a3", "a.5", "a-1"]
 smooth = pytest.mark.parametrize("D", SMOOTH, ids=NAMES)
 every = pytest.mark.parametrize("D", [*SMOOTH, TV], ids=[*NAMES, "tv"])
 P, Q = np.array([0.2, 0.3, 0.5]), np.array([0.5, 0.3, 0.2])

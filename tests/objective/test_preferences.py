@@ -415,7 +415,7 @@ def test_equal_rewards_count_nothing():
     tied = table.having(reward=torch.zeros(6))
     for part in (P.DPO, P.IPO, P.AOT, P.AOT_PAIRED, P.BCO):
         assert (part(tied) == 0).all()
-    assert P.DPO.metrics(tied) == {"preference_accuracy": 0.0}
+    assert set(P.DPO.metrics(tied).values()) == {0.0}
 
 
 def test_a_group_that_is_not_of_two_is_an_error():
