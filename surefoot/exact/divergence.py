@@ -255,7 +255,7 @@ def renyi(p: Dist, q: Dist, order: float) -> Numbers:
     return logsumexp(log_p + (order - 1) * ratio, axis=-1) / (order - 1)
 
 
-def f_regularised_optimum(q: Dist, r: Dist, beta: float, f: Divergence = KL) -> Dist:
+def f_regularised_optimum(q: Dist, r: Dist, beta: float | np.ndarray, f: Divergence = KL) -> Dist:
     """`argmax_p E_p[r] - beta D_f(p | q)` for a contextual bandit, on the support of q [*batch, a].
 
     Raises:
