@@ -49,6 +49,7 @@ age           | n     | int   | rollout | batches trained on since the trajector
 reward        | n     | float | method  | the one reward, from the named rewards
 step_reward   | n t   | float | method  | reward paid at each step, where a part shapes it
 correct       | n     | bool  | task    | the verifier accepted the trajectory
+success_rate  | n     | float | method  | mean reward of the trajectory's group
 baseline_reward | n   | float | rollout | reward of a greedy trajectory of the same prompt (ReMax)
 advantage     | n t   | float | method  | credit of each step
 returns       | n t   | float | method  | target of the value function
