@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from surefoot.errors import InputError, nearest
+from surefoot.objective.references import Start
 from surefoot.parts import Part
 from surefoot.rollouts import COLUMNS, LIVE
 
 BATCH_SLOTS = ("prompts", "rollout", "reward", "advantage", "select")
 UPDATE_SLOTS = ("surrogate", "regularizers", "aggregate")
 TUPLE_SLOTS = ("regularizers", "controllers")
-SLOTS = (*BATCH_SLOTS, *UPDATE_SLOTS, "controllers", "update")
+SLOTS = (*BATCH_SLOTS, *UPDATE_SLOTS, "controllers", "update", "reference")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Method:
     regularizers: tuple[Part, ...] = ()
     controllers: tuple[Part, ...] = ()
     update: Update = Update()
+    reference: Start = Start()
     paper: Paper | None = None
     home: Home = field(default=Home(), compare=False)
 
@@ -186,7 +188,7 @@ class Method:
                 filled[slot] = tuple(read_as(p, Part, f"{slot}.{i}") for i, p in enumerate(data.get(slot, ())))
             elif slot in data:
                 filled[slot] = read_as(data[slot], Part, slot)
-            elif slot != "update":
+            elif slot not in ("update", "reference"):
                 raise InputError(f"method {filled['name']!r}: no {slot!r} given")
         return cls(**filled)
 

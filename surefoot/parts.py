@@ -5,7 +5,7 @@ the slots in this order:
 
     once a batch, detached   prompts -> rollout -> reward -> advantage -> select
     every minibatch, live    surrogate + regularizers, weighted by aggregate, then one backward pass
-    after the update         controllers
+    after the update         controllers, reference
 
 A part with memory keeps it in `self.memory`, a dict of plain numbers, lists and tensors; a run starts with
 `Method.fresh()`, which gives every part its own empty memory, and checkpoints carry it.

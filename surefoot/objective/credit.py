@@ -126,16 +126,25 @@ def optimal_token_baseline(
 
 @dataclass(frozen=True)
 class GAE(Part):
-    """Generalised advantage estimation from a critic, whitened over the batch (`gae`, `whiten`)."""
+    """Generalised advantage estimation from a critic, whitened over the batch (`gae`, `whiten`).
+
+    Attributes:
+        stepwise: the reward is `step_reward`, as it was paid (`rewards.PerStep` and its kin); else it is `reward`, all
+            of it at the last step.
+    """
 
     gamma: float = 1.0
     lam: float = 0.95
     whitened: bool = True
-    reads = ("reward", "old_value", "mask")
+    stepwise: bool = False
     adds = ("returns",)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("step_reward" if self.stepwise else "reward", "old_value", "mask")
+
     def __call__(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        paid = reward_at_last_step(rollouts.reward, rollouts.mask)
+        paid = rollouts.step_reward if self.stepwise else reward_at_last_step(rollouts.reward, rollouts.mask)
         advantage, returns = gae(paid, rollouts.old_value, rollouts.mask, self.gamma, self.lam)
         return {"advantage": whiten(advantage, rollouts.mask) if self.whitened else advantage, "returns": returns}
 

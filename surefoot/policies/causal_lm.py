@@ -286,10 +286,17 @@ class CausalLM:
 
     def reference(self) -> CausalLM | LoRAOff:
         """The policy as it is now, frozen: the same weights with the adapters off (LoRA), else a copy."""
-        if hasattr(self.model, "get_base_model"):
-            return LoRAOff(self)
-        twin = copy.copy(self)
-        twin.model = copy.deepcopy(self.model).requires_grad_(False)
+        return LoRAOff(self) if self.adapted else self.frozen()
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters (LoRA) train, instead of the weights."""
+        return hasattr(self.model, "get_base_model")
+
+    def frozen(self) -> CausalLM:
+        """A frozen copy with weights of its own, adapters merged into them."""
+        twin, model = copy.copy(self), copy.deepcopy(self.model)
+        twin.model = (model.merge_and_unload() if self.adapted else model).requires_grad_(False)
         twin.value_head = None
         return twin
 

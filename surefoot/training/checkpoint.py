@@ -2,7 +2,8 @@
 
     step-000100/
       model.safetensors, config.json, tokenizer ...   loads anywhere
-      trainer.safetensors                             optimizer, value head, adapters, tensors that parts remember
+      trainer.safetensors                             optimizer, value head, adapters, a reference that moves,
+                                                  tensors that parts remember
       trainer.json                                    step, fields that controllers moved, what parts remember
       manifest.json                                   a digest of every file, checked before anything is loaded
 
@@ -43,6 +44,7 @@ def save(trainer: Trainer, folder: Path, keep: int = 3) -> Path:
             "memory": _take_tensors(trainer.method.state_dict(), "memory", tensors),
             "optimizer": _take_tensors(trainer.optimizer.state_dict(), "optimizer", tensors),
             "policy": _take_tensors(trainer.policy.extra_state(), "policy", tensors),
+            "reference": _take_tensors(trainer.moved_reference, "reference", tensors),
             "torch_rng": _take_tensors(torch.get_rng_state(), "torch_rng", tensors),
         }
         save_file(tensors, aside / "trainer.safetensors")
@@ -91,6 +93,10 @@ def load(trainer: Trainer, checkpoint: Path) -> None:
     trainer.policy.restore(checkpoint, _put_tensors(state["policy"], tensors))
     trainer.method = Method.from_dict(state["method"])
     trainer.method.load_state_dict(_put_tensors(state["memory"], tensors))
+    moved = _put_tensors(state.get("reference", {}), tensors)
+    with torch.no_grad():
+        for name, weight in trainer.moved_reference.items():
+            weight.copy_(moved[name])
     optimizer = _put_tensors(state["optimizer"], tensors)
     optimizer["state"] = {int(k): v for k, v in optimizer["state"].items()}
     trainer.optimizer.load_state_dict(optimizer)

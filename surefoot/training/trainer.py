@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surefoot import policies
 from surefoot.method import BATCH_SLOTS, UPDATE_SLOTS, Method
+from surefoot.objective.references import weights
 from surefoot.rollout.native import Sampling
 from surefoot.rollout.prompts import Request
 from surefoot.rollouts import LIVE, Rollouts
@@ -61,7 +63,7 @@ class Trainer:
         if {"value", "old_value"} & set(self.method.readers()):
             self.policy.critic()
         if {"ref_logp", "ref_logits", "old_kl", "now_kl"} & set(self.method.readers()):
-            self._reference = self.policy.reference()
+            self._reference = self.method.reference(self.policy, lambda spec: policies.load(spec, self.task))
         self.signals = Signals(self.policy, reference=lambda: self._reference, teacher=self.teacher)
         s = self.settings
         self.peak_lr = s.lr if s.lr is not None else self.policy.suggested_lr
@@ -107,6 +109,13 @@ class Trainer:
         self._engine_exact = exact and "rollout_logp" in batch  # what was logged has none
         return batch
 
+    @property
+    def moved_reference(self) -> dict[str, Tensor]:
+        """The weights of a reference that moves, for checkpoints; empty for one that can be made again."""
+        if self._reference is None or not self.method.reference.moves:
+            return {}
+        return dict(weights(self._reference))
+
     # --- one step -------------------------------------------------------------------------------------------------
 
     def train_step(self) -> StepResult:
@@ -122,6 +131,8 @@ class Trainer:
         metrics = self._describe(batch)
         with self._phase("update"):
             metrics |= self.update(batch)
+        if self._reference is not None:
+            self.method.reference.follow(self._reference, self.policy, self.step)
         for path, part in list(self.method.parts()):
             if path.startswith("controllers."):
                 for target, value in part(metrics).items():
