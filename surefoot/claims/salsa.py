@@ -1,6 +1,6 @@
 """SALSA: the mean of two fine-tunings' weights is a better anchor of a KL penalty than one of them (arXiv 2411.01798).
 
-Exact, for softmax policies whose logits are the weights. Fine-tunings of base logits b ~ N(0, 1): z_i = b + k r + s e_i,
+Exact, for softmax policies whose logits are the weights. Fine-tunings of base logits b ~ N(0, 1) are b + k r + s e_i,
 e_i ~ N(0, 1) each by itself, r ~ N(0, 1) rescaled to [0, 1]: k is what they learnt of the reward, s their noise. The
 optimum from an anchor is pi_anchor exp(r / beta) / Z, worth J* = beta log Z.
 """
@@ -31,8 +31,9 @@ class Found(NamedTuple):
         gain: J* from the soup, less J* from the first fine-tuning.
         share: of the draws in which it is above 0.
         own: mean reward of the soup itself, less that of the first fine-tuning.
-        farther: KL to the base of the policy that gets the reward of the first one's optimum, each anchor with the beta
-            that gets it there: from the soup, less from the first fine-tuning. Below 0 the soup has the better frontier.
+        farther: KL to the base of the policy that gets the reward of the first one's optimum, each anchor with the
+            beta that gets it there: from the soup, less from the first fine-tuning; below 0 the soup's frontier is
+            the better one.
         away: the same with the KL to the first fine-tuning; never below 0, as its own optima are the least.
     """
 

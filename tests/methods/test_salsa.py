@@ -98,7 +98,7 @@ def test_all_of_the_start_or_a_twin_of_it_is_ppo(tmp_path):
 
 
 def test_permuted_units_keep_the_function_and_spoil_the_soup(tmp_path):
-    """Ingredients must come from one start: the same function, its hidden units in another order, averages to another."""
+    """Ingredients must come from one start: the same function with its units in another order averages to nothing."""
     policy, model = tiny_policy(), tiny_llama(0, vocab=104)
     with torch.no_grad():
         for layer in model.model.layers:
