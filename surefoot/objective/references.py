@@ -113,6 +113,12 @@ def average(ingredients: Iterable[tuple[float, Any]], into: Any) -> None:
 
     Raises:
         InputError: a policy whose weights have other names or shapes.
+
+    >>> from types import SimpleNamespace as Policy
+    >>> one, two, mean = (Policy(model=nn.ParameterDict({"w": torch.tensor([x])})) for x in (1.0, 3.0, 0.0))
+    >>> average([(0.25, one), (0.75, two)], into=mean)
+    >>> mean.model["w"].detach()
+    tensor([2.5000])
     """
     total: dict[str, Tensor] = {}
     own = dict(weights(into))
