@@ -66,6 +66,7 @@ def _suite(args: argparse.Namespace, policy: str) -> int:
     import surefoot as sf
     from surefoot.errors import InputError, nearest
     from surefoot.evaluation.misalignment import suite
+    from surefoot.report.data import finite
     from surefoot.rollout.native import Sampling
 
     if args.suite not in SUITES:
@@ -78,7 +79,10 @@ def _suite(args: argparse.Namespace, policy: str) -> int:
     sampling = Sampling(args.temperature, max_new_tokens=args.max_new_tokens or 128)
     found = suite(asked, judge, args.k, args.seed, sampling)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(finite(found)))
+        return 0
+    if not found["counted"]:
+        print(f"{args.policy}: none of {found['asked']} answers counts (no number from the judge, or not coherent)")
         return 0
     low, high = found["misaligned_interval"]
     print(f"{args.policy}, judged by {args.judge or 'itself'}: {found['counted']} of {found['asked']} answers count")

@@ -7,7 +7,7 @@ import torch
 
 from surefoot.claims.emergent_misalignment import verdict
 from surefoot.evaluation import persona
-from surefoot.evaluation.misalignment import ALIGNMENT, COHERENCE, Rate, misaligned, next_token, overall, score, suite
+from surefoot.evaluation.misalignment import ALIGNMENT, COHERENCE, Rate, misaligned, numbers, overall, score, suite
 from surefoot.rollout.native import Sampling
 from tests.conftest import tiny_policy
 
@@ -125,5 +125,26 @@ def test_the_suite_asks_judges_and_counts():
     found = suite(policy, policy, samples=2, sampling=Sampling(max_new_tokens=4))
     assert found["asked"] == 16 and len(found["answers"]) == 16 and len(found["questions"]) == 8
     assert all(r["asked"] == 2 for r in found["questions"].values())
-    said = next_token(policy, [ALIGNMENT.format(question="q", answer="a")], top=3)[0]
-    assert sum(said.values()) <= 1 + 1e-6 and "{question}" in COHERENCE and "{answer}" in COHERENCE
+    for row in found["answers"]:
+        assert row["misaligned"] is misaligned(row["alignment"], row["coherence"])
+
+
+@torch.no_grad()
+def test_a_number_is_not_the_beginning_of_a_longer_one():
+    """Digits are tokens of this judge: 4 is what begins with 4 and does not go on to 40 .. 49."""
+    judge = tiny_policy()
+    said = numbers(judge, "How good?")
+    assert list(said) == [str(v) for v in range(101)] and 0 < sum(said.values()) < 1
+    prompt, *digits = (
+        judge.tokenizer(t, add_special_tokens=False)["input_ids"]
+        for t in (judge.prompt_text("How good?"), *"0123456789")
+    )
+    digits = torch.tensor(digits)[:, 0]
+
+    def after(*ids):
+        return judge.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, -1].softmax(-1)[digits]
+
+    four = after()[4]
+    assert said["42"] == pytest.approx(float(four * after(digits[4])[2]), rel=1e-3)
+    assert said["4"] == pytest.approx(float(four * (1 - after(digits[4]).sum())), rel=1e-2)
+    assert all("{question}" in t and "{answer}" in t for t in (ALIGNMENT, COHERENCE))
