@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scipy.optimize import linprog
 
 from surefoot.errors import InputError
+from surefoot.exact.divergence import KL
 from surefoot.exact.mdp import MDP, fixed_point, value_iteration
 from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, softmax
 
@@ -167,6 +168,27 @@ def preference_nash(P: Float[np.ndarray, "a a"], beta: float = 0.0, reference: R
     if beta == 0:
         return nash(A).x
     return quantal_response(A, beta, reference, reference).x
+
+
+def preference_step(P: Float[np.ndarray, "a a"], policy: Rows, reference: Rows, tau: float, eta: float) -> Rows:
+    """One step of mirror descent on `-E[P(y > policy)] + tau KL(pi | ref)`, `eta` the weight of KL(pi | policy).
+
+    `ref^(tau/eta) policy^(1 - tau/eta) exp(P policy / eta) / Z` (INPO, arXiv 2407.00617, eq. 5); at `eta = tau` it is
+    the best response.
+
+    >>> P = np.array([[.5, .8, .3], [.2, .5, .9], [.7, .1, .5]])
+    >>> preference_step(P, np.array([.4, .4, .2]), np.array([.5, .3, .2]), .2, .5).round(6)
+    array([0.506759, 0.324961, 0.16828 ])
+    """
+    log_ref, log_policy = log_or_minus_inf(np.asarray(reference, float)), log_or_minus_inf(np.asarray(policy, float))
+    rest = (1 - tau / eta) * log_policy if eta != tau else 0.0  # 0 * -inf
+    return softmax(P @ policy / eta + (tau / eta * log_ref if tau else 0.0) + rest)
+
+
+def preference_gap(P: Float[np.ndarray, "a a"], policy: Rows, reference: Rows, tau: float) -> float:
+    """Duality gap of (policy, policy) in `E[P(y1 > y2)] - tau KL(pi1 | ref) + tau KL(pi2 | ref)`: 0 only at Nash."""
+    best = log_mean_exp(P @ policy, tau, log_or_minus_inf(reference)) + tau * KL(policy, reference)
+    return float(2 * (best - 0.5))
 
 
 # Markov games

@@ -83,6 +83,23 @@ class DynamicSampling(OnPolicy):
         return concatenate(kept) if kept else batch
 
 
+@dataclass(frozen=True)
+class BestAndWorst(OnPolicy):
+    """Of `of` trajectories a prompt, those of highest and of lowest total reward: pairs of the widest contrast.
+
+    The pair is not a draw of two from the policy. Where all are worth the same, it is the first and the last of them.
+    """
+
+    of: int = 8
+
+    def __call__(self, world: World, requests: Sequence[Request]) -> Rollouts:
+        batch = world.sample([r._replace(rollouts=self.of) for r in requests], self.sampling(world))
+        total = torch.stack([r if r.ndim == 1 else r.sum(1) for r in batch.rewards.values()]).sum(0)
+        order = total.argsort(descending=True, stable=True)
+        order = order[batch.group[order].argsort(stable=True)].view(len(requests), self.of)
+        return batch.rows(order[:, [0, -1]].flatten().sort().values)
+
+
 def informative_groups(rollouts: Rollouts) -> torch.Tensor:
     """The groups whose total reward is not the same for all their trajectories."""
     total = torch.stack([r if r.ndim == 1 else r.sum(1) for r in rollouts.rewards.values()]).sum(0)
