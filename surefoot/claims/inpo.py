@@ -105,7 +105,7 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
         for name, track in tracks.items():
             gap, kl, where = track[..., 0], track[..., 1], f"{answers} answers, tau={tau}: {name}"
             at = {t: float(gap[:, t - 1].mean()) for t in SHOWN}
-            rows.append(over_seeds(f"{where}, last gap", gap[:, -1], at=at))
+            rows.append(over_seeds(f"{where}, last gap", gap[:, -1].tolist(), at=at))
             rows.append({"name": f"{where}, KL from Nash", "value": kl[:, -1].mean(), "first": kl[:, 0].mean()})
 
     def last(answers: int, tau: float, name: str) -> float:
