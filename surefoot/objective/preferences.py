@@ -343,6 +343,21 @@ class LogOdds(Part):
 
 
 @dataclass(frozen=True)
+class EndValue(Part):
+    """The value head before the response's last step, which is its end token: a reward model's score of the whole.
+
+    With `Logistic(beta=1)` this is the likelihood of Bradley-Terry's model (arXiv 2203.02155, eq. 1).
+    """
+
+    reads = ("value", "mask")
+
+    def __call__(self, rollouts: Rollouts, partner: Int[Tensor, "n"] | None = None) -> Float[Tensor, "n"]:
+        last = (rollouts.mask.sum(1) - 1).clamp_min(0)
+        value = working(rollouts.value).where(rollouts.mask, 0.0)
+        return value.gather(1, last[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
 class OnPolicyWeight(Part):
     """`on_policy_weight` (WPO) of each response."""
 
@@ -697,3 +712,4 @@ AOT_PAIRED = PairedTransport()
 WPO = Preference(weight=OnPolicyWeight())
 LD_DPO = Preference(LogRatio(tail=0.5))
 KTO = Prospect()
+BRADLEY_TERRY = Preference(EndValue(), Logistic(beta=1.0))  # of a reward model

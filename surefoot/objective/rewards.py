@@ -53,12 +53,29 @@ def shaped(
 
 
 def soft_min(rewards: Float[Tensor, "k n"], temperature: float) -> Float[Tensor, "n"]:
-    """`-tau log mean_k exp(-r_k / tau)`: the worst reward as tau -> 0, the mean as tau -> infinity.
+    """`-tau log mean_k exp(-r_k / tau)`: the worst reward at tau = 0, the mean at infinity.
+
+    For large tau it is `mean - Var / (2 tau) + O(tau^-2)`, Var the population variance over k. In any tau it is
+    computed from the differences to the worst, so that nothing cancels.
 
     >>> soft_min(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), 0.1)
     tensor([0.0693, 1.0000])
     """
-    return -temperature * ((-rewards / temperature).logsumexp(0) - math.log(len(rewards)))
+    worst = rewards.min(0).values
+    if temperature == 0:
+        return worst
+    if math.isinf(temperature):
+        return rewards.mean(0)
+    return worst - temperature * ((worst - rewards) / temperature).expm1().mean(0).log1p()
+
+
+def disagreement(rewards: Float[Tensor, "k n"], ddof: int = 0) -> Float[Tensor, "n"]:
+    """Variance over the members; 0 where there are not more than `ddof`.
+
+    >>> disagreement(torch.tensor([[1.0], [3.0]])), disagreement(torch.ones(1, 2), ddof=1)
+    (tensor([1.]), tensor([0., 0.]))
+    """
+    return rewards.var(0, correction=ddof) if len(rewards) > ddof else torch.zeros_like(rewards[0])
 
 
 @dataclass(frozen=True)
@@ -182,6 +199,45 @@ class KLInReward(PerStep):
             return paid
         price = self.coef * (rollouts.old_logp - rollouts.ref_logp).where(rollouts.mask, 0.0)
         return {"reward": paid["reward"] - price.sum(1), "step_reward": paid["step_reward"] - price}
+
+
+@dataclass(frozen=True)
+class Ensemble(KLInReward):
+    """One conservative reward of several models that judge the same thing (arXiv 2310.02743), less the KL penalty.
+
+    `soft_min(members, temperature) - penalty Var(members)`. Mean: the defaults; worst case (WCO): temperature 0;
+    uncertainty-weighted (UWO): a penalty. Rewards of other names do not count (a gold reward that is only watched).
+
+    Attributes:
+        members: rewards whose names begin so.
+        temperature: of `soft_min`: infinity is the mean, 0 the worst.
+        penalty: weight of the members' variance (not of their deviation).
+        ddof: 0 divides the variance by k, 1 by k - 1.
+
+    Raises:
+        InputError: no such reward.
+    """
+
+    members: str = "proxy"
+    temperature: float = math.inf
+    penalty: float = 0.0
+    ddof: int = 0
+    coef: float = 0.0
+
+    def weighted(self, rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The one reward of the members (each times its weight)."""
+        named = [r for name, r in super().weighted(rewards).items() if name.startswith(self.members)]
+        if not named:
+            raise InputError(
+                f"reward (Ensemble): no reward named {self.members}...; the task gives {', '.join(rewards)} "
+                "(--set reward.members=NAME)"
+            )
+        return {"ensemble": self.of(torch.stack(named))}
+
+    def of(self, members: Float[Tensor, "k n"]) -> Float[Tensor, "n"]:
+        """The members' scores as one."""
+        agreed = soft_min(members, self.temperature)
+        return agreed - self.penalty * disagreement(members, self.ddof) if self.penalty else agreed
 
 
 def _stacked(named: Mapping[str, Float[Tensor, "n"]]) -> Float[Tensor, "k n"]:

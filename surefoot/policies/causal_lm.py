@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from surefoot.errors import InputError, nearest
@@ -20,6 +21,7 @@ from surefoot.rollout.native import Sampling, generate
 from surefoot.rollouts import Rollouts
 
 ASSETS = Path(__file__).parent.parent / "assets"
+HEAD = "value_head.safetensors"
 SHIPPED = {"pebble": ASSETS / "pebble"}
 
 
@@ -99,7 +101,10 @@ class CausalLM:
             raise InputError(f"policy {name!r}: its weights are corrupt ({_first_line(e)})") from None
         if lora:
             model = _with_lora(model, lora)
-        return cls(model, tokenizer, name=str(name), fast=fast)
+        policy = cls(model, tokenizer, name=str(name), fast=fast)
+        if isinstance(where, Path) and (where / HEAD).is_file():
+            policy.critic().load_state_dict(load_file(where / HEAD))
+        return policy
 
     @property
     def suggested_lr(self) -> float:
@@ -333,12 +338,14 @@ class CausalLM:
                 self.critic().load_state_dict(heads)
 
     def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face format (adapters merged)."""
+        """Write the model in Hugging Face format (adapters merged); beside it the value head, where there is one."""
         model = self.model
         if hasattr(model, "get_base_model"):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.value_head:
+            save_file({n: p.detach().clone() for n, p in self.value_head.named_parameters()}, folder / HEAD)
 
     def describe(self) -> dict:
         """Facts for the report."""
