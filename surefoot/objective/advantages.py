@@ -33,7 +33,11 @@ from surefoot.rollouts import Rollouts
 
 
 def spread(per_row: Float[Tensor, "n"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
-    """One number a trajectory on each of its training steps, 0 elsewhere."""
+    """One number a trajectory on each of its training steps, 0 elsewhere.
+
+    >>> spread(torch.tensor([2.0]), torch.tensor([[True, True, False]]))
+    tensor([[2., 2., 0.]])
+    """
     return per_row[:, None] * mask.to(per_row.dtype)
 
 
@@ -50,17 +54,29 @@ def group_normalized(reward: Float[Tensor, "n"], group: Int[Tensor, "n"], eps: f
 
 
 def group_centred(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """`r - mean` within the group (Dr. GRPO): (G - 1)/G times the leave-one-out advantage, so unbiased up to it."""
+    """`r - mean` within the group (Dr. GRPO): (G - 1)/G times the leave-one-out advantage, so unbiased up to it.
+
+    >>> group_centred(torch.tensor([1., 0., 0., 1.]), torch.zeros(4, dtype=torch.long))
+    tensor([ 0.5000, -0.5000, -0.5000,  0.5000])
+    """
     return relative(reward, group, group_mean)
 
 
 def leave_one_out(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """`r_i - mean of the others` (RLOO, arXiv 2402.14740, eq. 8): unbiased; 0 for a trajectory alone in its group."""
+    """`r_i - mean of the others` (RLOO, arXiv 2402.14740, eq. 8): unbiased; 0 for a trajectory alone in its group.
+
+    >>> leave_one_out(torch.tensor([1., 0., 0., 1.]), torch.zeros(4, dtype=torch.long))
+    tensor([ 0.6667, -0.6667, -0.6667,  0.6667])
+    """
     return relative(reward, group, leave_one_out_mean)
 
 
 def whiten(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], eps: float = 1e-8) -> Float[Tensor, "n t"]:
-    """Zero mean and unit deviation over the masked steps; 0 elsewhere, and everywhere without contrast."""
+    """Zero mean and unit deviation over the masked steps; 0 elsewhere, and everywhere without contrast.
+
+    >>> whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([[-0.7071,  0.7071,  0.0000]])
+    """
     out, chosen = torch.zeros_like(working(x)), x[mask]
     out[mask] = relative(chosen, torch.zeros_like(chosen, dtype=torch.long), group_mean, group_std, eps)
     return out
@@ -70,6 +86,9 @@ def length_weighted_baseline(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]
     """`sum |o_j| r_j / sum |o_j|` within the group (OPO, arXiv 2505.23585, eq. 9).
 
     The variance-minimal baseline if a trajectory's squared score grows as its length.
+
+    >>> length_weighted_baseline(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.tensor([30, 10]))
+    tensor([0.7500, 0.7500])
     """
     weight = length.double()
     baseline = group_sum(weight * reward.double(), group) / group_sum(weight, group).clamp_min(1)
@@ -82,6 +101,9 @@ def pass_at_k_normalized(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k:
     With `F(m, j) = C(m, j) / C(G, j)`-like shares of k-subsets: mean `R = 1 - C(neg, k) / C(G, k)`, deviation
     `sqrt(R (1 - R))`; right ones get `(1 - R) / dev`, wrong ones `(1 - R - C(neg - 1, k - 1) / C(G - 1, k - 1)) / dev`.
     Groups without contrast (all k-subsets alike) get 0.
+
+    >>> pass_at_k_normalized(torch.tensor([True, False, False, False]), torch.zeros(4, dtype=torch.long), 2)
+    tensor([ 1.0000, -0.3333, -0.3333, -0.3333])
     """
     size = group_count(group)
     wrong = size - group_sum(correct.float(), group)
@@ -94,11 +116,32 @@ def pass_at_k_normalized(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k:
 
 def pass_at_k_reward(correct: Bool[Tensor, "n"], group: Int[Tensor, "n"], k: int) -> Float[Tensor, "n"]:
     """Rewards whose score-function gradient, summed over the group, is unbiased for pass@k (PKPO, arXiv 2505.15201,
-    theorem 2): `k/G` if right, else `k/G * (1 - C(G - 1 - c, k - 1) / C(G - 1, k - 1))` with c right ones."""
+    theorem 2): `k/G` if right, else `k/G * (1 - C(G - 1 - c, k - 1) / C(G - 1, k - 1))` with c right ones.
+
+    >>> pass_at_k_reward(torch.tensor([True, False, False, False]), torch.zeros(4, dtype=torch.long), 2)
+    tensor([0.5000, 0.1667, 0.1667, 0.1667])
+    """
     size = group_count(group)
     right = group_sum(correct.float(), group)
     other = 1 - _choose_ratio(size - 1 - right, size - 1, k - 1)
     return k / size * torch.where(correct, torch.ones_like(size), other)
+
+
+def lift_of_best(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """`max of the group - max of the others`: best minus second best for the best, 0 for all else (arXiv 2503.19595).
+
+    The others' maximum is a baseline that does not see the trajectory, so that the score-function gradient, summed over
+    the group, is unbiased for the expected maximum (pass@G where rewards are binary). A tie for best lifts nothing; a
+    trajectory alone in its group gets its reward, the maximum of one.
+
+    >>> lift_of_best(torch.tensor([0.2, 0.7, 0.1, 3.0]), torch.tensor([0, 0, 0, 1]))
+    tensor([0.0000, 0.5000, 0.0000, 3.0000])
+    """
+    same = group[:, None] == group[None]
+    rivals = same & ~torch.eye(len(group), dtype=torch.bool, device=group.device)
+    x = working(reward)
+    second = x.expand(len(x), -1).where(rivals, -torch.inf).amax(1) if len(x) else x
+    return (x - second.where(rivals.any(1), 0.0)).clamp_min(0).where(rivals.any(1), x)
 
 
 def _choose_ratio(m: Tensor, n: Tensor, k: int) -> Tensor:
@@ -110,17 +153,29 @@ def _choose_ratio(m: Tensor, n: Tensor, k: int) -> Tensor:
 
 
 def even(p: Tensor) -> Tensor:
-    """Weight 1: every prompt counts as its expected reward does (Dr. GRPO)."""
+    """Weight 1: every prompt counts as its expected reward does (Dr. GRPO).
+
+    >>> even(torch.tensor([0.1, 0.5]))
+    tensor([1., 1.])
+    """
     return torch.ones_like(p)
 
 
 def inverse_deviation(p: Tensor) -> Tensor:
-    """`1 / sqrt(p (1 - p))`: GRPO's, which favours prompts that are nearly always, or nearly never, solved."""
+    """`1 / sqrt(p (1 - p))`: GRPO's, which favours prompts that are nearly always, or nearly never, solved.
+
+    >>> inverse_deviation(torch.tensor([0.1, 0.5]))
+    tensor([3.3333, 2.0000])
+    """
     return (p * (1 - p)).rsqrt()
 
 
 def inverse_success(p: Tensor) -> Tensor:
-    """`1 / p`: the gradient of `log p`, so that hard prompts count as their relative gain (maximum likelihood)."""
+    """`1 / p`: the gradient of `log p`, so that hard prompts count as their relative gain (maximum likelihood).
+
+    >>> inverse_success(torch.tensor([0.1, 0.5]))
+    tensor([10.,  2.])
+    """
     return 1 / p
 
 
@@ -148,7 +203,11 @@ def success_weighted(
 
 
 def identity(gap: Tensor) -> Tensor:
-    """The gap itself: `pairwise` is then the centred reward."""
+    """The gap itself: `pairwise` is then the centred reward.
+
+    >>> identity(torch.tensor(0.5))
+    tensor(0.5000)
+    """
     return gap
 
 
@@ -156,6 +215,9 @@ def win_rate(gap: Tensor) -> Tensor:
     """`sign(gap) / 2`: `pairwise` is then the share of the group that a trajectory beats, centred; ties count half.
 
     Only the order of the rewards counts, whatever their scale.
+
+    >>> win_rate(torch.tensor([3.0, 0.0, -0.1]))
+    tensor([ 0.5000,  0.0000, -0.5000])
     """
     return gap.sign() / 2
 
@@ -336,6 +398,13 @@ class Pairwise(Part):
         return spread(pairwise(rollouts.reward, rollouts.group, self.kernel), rollouts.mask)
 
 
+def _at_least(k: int, group: Int[Tensor, "n"], part: Part) -> None:
+    smallest = int(group_count(group).min()) if len(group) else k
+    if smallest < k:
+        name = type(part).__name__
+        raise InputError(f"advantage ({name}): a group of {smallest} trajectories, expected at least k = {k} a prompt")
+
+
 @dataclass(frozen=True)
 class PassAtK(Part):
     """Credit for pass@k instead of pass@1, normalised (`pass_at_k_normalized`); rewards above 1/2 count as right.
@@ -348,12 +417,36 @@ class PassAtK(Part):
     reads = ("reward", "group", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        smallest = int(group_count(rollouts.group).min()) if len(rollouts) else self.k
-        if smallest < self.k:
-            raise InputError(
-                f"advantage (PassAtK): a group of {smallest} trajectories, expected at least k = {self.k} a prompt"
-            )
+        _at_least(self.k, rollouts.group, self)
         return spread(pass_at_k_normalized(rollouts.reward > 0.5, rollouts.group, self.k), rollouts.mask)
+
+
+@dataclass(frozen=True)
+class PKPO(Part):
+    """Unbiased credit for pass@k (`pass_at_k_reward`): a mean over trajectories has 1/G of its gradient.
+
+    Rewards above 1/2 count as right.
+
+    Raises:
+        InputError: a group smaller than k.
+    """
+
+    k: int = 4
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        _at_least(self.k, rollouts.group, self)
+        return spread(pass_at_k_reward(rollouts.reward > 0.5, rollouts.group, self.k), rollouts.mask)
+
+
+@dataclass(frozen=True)
+class LiftOfBest(Part):
+    """Unbiased credit for the best of the group (`lift_of_best`): a mean over trajectories has 1/G of its gradient."""
+
+    reads = ("reward", "group", "mask")
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
+        return spread(lift_of_best(rollouts.reward, rollouts.group), rollouts.mask)
 
 
 @dataclass(frozen=True)

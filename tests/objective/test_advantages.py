@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from surefoot.errors import InputError
 from surefoot.objective import advantages as adv
+from surefoot.objective import credit
 from surefoot.objective.groups import group_mean, group_std, leave_one_out_mean
+from surefoot.objective.rewards import reward_at_last_step
 from surefoot.objective.surrogates import PolicyGradient
 from surefoot.rollouts import Rollouts
-from tests.objective.enumeration import Tree, expected_gradient, groups
+from tests.objective.enumeration import SEQUENCES, Tree, expected_gradient, groups
 
 BINARY = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 0], dtype=torch.float64)
 GRADED = torch.tensor([1.0, 0.2, 0.0, 0.7, 0.0, 0.1, 0.3, 1.5, -0.4], dtype=torch.float64)
@@ -29,20 +31,124 @@ def _table(reward, group, lengths=None, **columns):
 # --- gradient identities ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reward", [BINARY, GRADED])
-@pytest.mark.parametrize(
-    ("advantage", "factor"),
-    [
-        (adv.Reinforce(baseline=False), lambda g: 1.0),
-        (adv.LeaveOneOut(), lambda g: 1.0),
-        (adv.GroupCentred(), lambda g: (g - 1) / g),
-    ],
-)
+CENTRED = {  # parts whose expected gradient is the true one times (G - 1)/G, for any rewards
+    adv.GroupCentred(),
+    adv.Reinforce(),
+    adv.GPG(),
+    adv.OPO(),  # lengths being equal
+    adv.Pairwise(adv.identity),
+    adv.SuccessWeighted(adv.even),
+    adv.Relative(),
+    credit.StepLevel(scale=None),
+    credit.TurnLevel(scale=None),
+}
+SCALED = [  # divided by what depends on the group's own rewards: parallel to the true one for binary rewards only
+    adv.GroupNormalized(eps=1e-9),
+    adv.BatchNormalized(eps=1e-9),
+    adv.ReinforcePlusPlus(),
+    adv.ReinforcePlusPlus(group_baseline=True),
+    adv.GDPO(eps=1e-9),
+    adv.SuccessWeighted(),
+    adv.SuccessWeighted(adv.inverse_success),
+    adv.Pairwise(),
+    adv.Pairwise(torch.tanh),
+    credit.StepLevel(eps=1e-9),
+    credit.TurnLevel(eps=1e-9),
+    credit.ProcessSupervision(eps=1e-9),
+]
+
+
+def _credited(part, size):
+    """The part on each group as a batch of its own, with the reward at the last step for parts that read it there."""
+
+    def advantage(table):
+        if isinstance(part, (adv.Reinforce, adv.GPG, adv.BatchNormalized, adv.ReinforcePlusPlus, adv.GDPO)):
+            return torch.cat([part(table.rows(rows)) for rows in torch.arange(len(table)).split(size)])
+        found = part(table.having(step_reward=reward_at_last_step(table.reward, table.mask)))
+        return found["advantage"] if isinstance(found, dict) else found
+
+    return advantage
+
+
+@pytest.mark.parametrize("reward", [BINARY, GRADED], ids=["binary", "graded"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_unbiased_advantages(reward, advantage, factor, size):
+@pytest.mark.parametrize(
+    "part", [adv.Reinforce(baseline=False), adv.LeaveOneOut(), *sorted(CENTRED, key=repr)], ids=repr
+)
+def test_unbiased_advantages(reward, part, size):
+    if isinstance(part, adv.SuccessWeighted):
+        reward = reward.clamp(0, 1)
+    tree, factor = Tree(), (size - 1) / size if part in CENTRED else 1.0
+    found = expected_gradient(tree, reward, size, _credited(part, size), PolicyGradient())
+    torch.testing.assert_close(found, factor * tree.policy_gradient(reward), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("part", SCALED, ids=repr)
+def test_advantages_with_a_scale_of_their_own_group_are_biased_unless_rewards_are_binary(part):
     tree = Tree()
-    found = expected_gradient(tree, reward, size, advantage, PolicyGradient())
-    torch.testing.assert_close(found, factor(size) * tree.policy_gradient(reward), atol=1e-12, rtol=0)
+    for reward, parallel in ((BINARY, True), (GRADED.clamp(0, 1), False)):
+        found = expected_gradient(tree, reward, 3, _credited(part, 3), PolicyGradient())
+        cosine = torch.nn.functional.cosine_similarity(found, tree.policy_gradient(reward), dim=0)
+        assert (1 - cosine < 1e-9) == parallel and cosine > 0.5, cosine
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_normalised_pass_at_k_is_parallel_to_the_gradient_of_pass_at_k(k):
+    tree, size = Tree(), 3
+    p = (tree.probabilities() * BINARY).sum()
+    found = expected_gradient(tree, BINARY, size, adv.PassAtK(k), PolicyGradient())
+    exact = tree.gradient(1 - (1 - p) ** k)
+    if k == size:  # all k-subsets alike: the group is the subset, and has no contrast
+        assert (found == 0).all()
+    else:
+        assert torch.nn.functional.cosine_similarity(found, exact, dim=0) > 1 - 1e-9
+
+
+@pytest.mark.parametrize("kernel", [adv.win_rate, torch.tanh])
+def test_a_kernel_of_gaps_has_the_gradient_of_its_mean_against_the_policy_itself(kernel):
+    tree = Tree()
+    p = tree.probabilities()
+    against = kernel(GRADED[:, None] - GRADED[None]) @ p.detach()
+    found = expected_gradient(tree, GRADED, 3, adv.Pairwise(kernel), PolicyGradient())
+    torch.testing.assert_close(found, 2 / 3 * tree.gradient((p * against).sum()), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_lift_of_the_best_is_unbiased_for_the_expected_maximum(size):
+    tree = Tree()
+    found = size * expected_gradient(tree, GRADED, size, adv.LiftOfBest(), PolicyGradient())
+    combos = torch.cartesian_prod(*[torch.arange(9)] * size)
+    best = GRADED[combos].amax(1)
+    torch.testing.assert_close(found, tree.gradient((tree.probabilities()[combos].prod(1) * best).sum()))
+
+
+def test_gae_is_unbiased_at_lambda_one_with_any_critic_and_at_any_lambda_with_the_true_one():
+    tree, first = Tree(), SEQUENCES[:, 0]
+    after = (tree.next.softmax(1) * GRADED.view(3, 3)).sum(1)[first]
+    exact = torch.stack([(tree.probabilities() * GRADED).sum().expand(9), after], 1).detach()
+    wild = torch.stack([torch.full((9,), 3.0), first * -2.0], 1).double()
+    table, weight = groups(tree, GRADED, 1)
+    for critic in (wild, exact):
+        for lam in (1.0, 0.5, 0.0):
+            advantage = credit.GAE(lam=lam, whitened=False)(table.having(old_value=critic))["advantage"]
+            loss = PolicyGradient()(table.having(advantage=advantage))
+            found = -tree.gradient((weight[:, None] * loss).sum())
+            right = torch.allclose(found, tree.policy_gradient(GRADED), atol=1e-12)
+            assert right == (lam == 1.0 or critic is exact)
+
+
+def test_the_optimal_token_baseline_contains_its_own_trajectory_and_is_biased():
+    """With two in the group it weighs each pair's gap by the partner's share of the score norms: another direction."""
+    tree = Tree()
+    first, second = tree.root.softmax(0).square().sum(), tree.next.softmax(1).square().sum(1)
+
+    def advantage(table):
+        collision = torch.stack([first.expand(len(table)), second[table.tokens[:, 0]]], 1).detach().log()
+        return credit.OptimalTokenBaseline()(table.having(old_collision=collision))
+
+    found = expected_gradient(tree, GRADED, 2, advantage, PolicyGradient())
+    cosine = torch.nn.functional.cosine_similarity(found, tree.policy_gradient(GRADED), dim=0)
+    assert 0.9 < cosine < 1 - 1e-4
 
 
 def test_a_greedy_baseline_is_unbiased():
@@ -54,30 +160,12 @@ def test_a_greedy_baseline_is_unbiased():
     torch.testing.assert_close(found, tree.policy_gradient(GRADED), atol=1e-12, rtol=0)
 
 
-def test_grpo_is_parallel_for_binary_rewards_and_biased_for_graded_ones():
-    """Dividing by the group's deviation: a positive factor where rewards are binary, another direction where not."""
-    tree, size = Tree(), 3
-    for reward, parallel in ((BINARY, True), (GRADED, False)):
-        found = expected_gradient(tree, reward, size, adv.GroupNormalized(eps=0.0 + 1e-9), PolicyGradient())
-        cosine = torch.nn.functional.cosine_similarity(found, tree.policy_gradient(reward), dim=0)
-        assert (1 - cosine < 1e-9) == parallel and cosine > 0.5, cosine
-
-
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_pkpo_rewards_are_unbiased_for_pass_at_k(k):
     tree, size = Tree(), 3
-    table, weight = groups(tree, BINARY, size)
-    per_row = adv.pass_at_k_reward(table.reward > 0.5, table.group, k)
-    loss = -(per_row[:, None] * table.logp).sum(1)
-    found = -tree.gradient((weight * loss).sum())
+    found = size * expected_gradient(tree, BINARY, size, adv.PKPO(k), PolicyGradient())
     p = (tree.probabilities() * BINARY).sum()
     torch.testing.assert_close(found, tree.gradient(1 - (1 - p) ** k), atol=1e-6, rtol=1e-6)
-
-
-def test_opos_baseline_is_inside_its_own_group_and_therefore_biased():
-    tree = Tree()
-    found = expected_gradient(tree, GRADED, 2, adv.OPO(), PolicyGradient())
-    torch.testing.assert_close(found, 0.5 * tree.policy_gradient(GRADED), atol=1e-12, rtol=0)
 
 
 # --- worked numbers --------------------------------------------------------------------------------------------------
@@ -149,9 +237,15 @@ def test_inverse_success_is_the_gradient_of_the_log_success_rate():
     torch.testing.assert_close(weight * tree.policy_gradient(BINARY), tree.gradient(p.log()))
 
 
-def test_pass_at_k_refuses_a_group_smaller_than_k():
+@pytest.mark.parametrize("part", [adv.PassAtK(2), adv.PKPO(2)])
+def test_pass_at_k_refuses_a_group_smaller_than_k(part):
     with pytest.raises(InputError, match="group of 1 trajectories, expected at least k = 2"):
-        adv.PassAtK(2)(_table(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 1])))
+        part(_table(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 1])))
+
+
+def test_a_tie_for_the_best_lifts_nothing():
+    found = adv.lift_of_best(torch.tensor([1.0, 1.0, 0.0, -5.0]), torch.tensor([0, 0, 0, 1]))
+    assert found.tolist() == [0, 0, 0, -5] and adv.lift_of_best(torch.zeros(0), torch.zeros(0).long()).shape == (0,)
 
 
 # --- properties ------------------------------------------------------------------------------------------------------
