@@ -1,7 +1,7 @@
 """From a loss of each step to one number: weights that sum the same under any split of the batch.
 
 The scalar loss is `sum(weights * loss)`, with weights taken once on the whole minibatch. Microbatches then simply add
-up. Over ranks or accumulated batches, `total` sums a count over all of them (identity by default).
+up. Over ranks or accumulated batches, `total` sums a count over all of them (`here` by default, `over_ranks`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -20,8 +21,25 @@ Total = Callable[[Tensor], Tensor]
 
 
 def here(count: Tensor) -> Tensor:
-    """The count of this batch alone."""
+    """The count of this batch alone.
+
+    >>> here(torch.tensor(3.0))
+    tensor(3.)
+    """
     return count
+
+
+def over_ranks(count: Tensor) -> Tensor:
+    """The count summed over all processes of `torch.distributed`, which then sum (not average) their gradients.
+
+    >>> over_ranks(torch.tensor(3.0))  # no process group: one rank
+    tensor(3.)
+    """
+    if not dist.is_initialized():
+        return count
+    total = count.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def token_mean(mask: Bool[Tensor, "n t"], total: Total = here) -> Float[Tensor, "n t"]:
@@ -63,13 +81,22 @@ def prompt_mean(mask: Bool[Tensor, "n t"], group: Int[Tensor, "n"], total: Total
 
 
 def constant_length(mask: Bool[Tensor, "n t"], length: float, total: Total = here) -> Float[Tensor, "n t"]:
-    """`1 / (N L)` with a constant L, so that length has no influence (Dr. GRPO, arXiv 2503.20783)."""
+    """`1 / (N L)` with a constant L, so that length has no influence (Dr. GRPO, arXiv 2503.20783).
+
+    >>> constant_length(torch.tensor([[True, True], [True, False]]), 4.0)
+    tensor([[0.1250, 0.1250],
+            [0.1250, 0.0000]])
+    """
     weights = mask.float()
     return weights / (length * total(weights.new_tensor(float(len(weights)))).clamp_min(1))
 
 
 def turn_mean(mask: Bool[Tensor, "n t"], turn: Int[Tensor, "n t"], total: Total = here) -> Float[Tensor, "n t"]:
-    """Every turn with a step that trains weighs the same, its steps share that."""
+    """Every turn with a step that trains weighs the same, its steps share that.
+
+    >>> turn_mean(torch.ones(1, 3).bool(), torch.tensor([[0, 0, 1]]))
+    tensor([[0.2500, 0.2500, 0.5000]])
+    """
     index = turn.clamp_min(0)
     size = int(index.max()) + 1 if index.numel() else 1
     weights = mask.float()

@@ -27,7 +27,11 @@ def token_logp_plain(
     temperature: float = 1.0,
     entropy: bool = False,
 ) -> Float[Tensor, "n"] | tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """The plain twin: all logits at once. Same arguments and results as `token_logp`."""
+    """The plain twin: all logits at once. Same arguments and results as `token_logp`.
+
+    >>> token_logp_plain(torch.eye(2), torch.eye(2), torch.tensor([0, 0]))
+    tensor([-0.3133, -1.3133])
+    """
     logp = (working(F.linear(hidden, weight, bias)) / temperature).log_softmax(-1)
     chosen = logp.gather(-1, tokens[:, None])[:, 0]
     return (chosen, shannon(logp)) if entropy else chosen

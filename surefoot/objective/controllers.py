@@ -18,7 +18,11 @@ Metrics = Mapping[str, float]
 
 
 def measured(metrics: Metrics, name: str) -> bool:
-    """The metric is there and finite; one NaN must not live on in an integral or an average."""
+    """The metric is there and finite; one NaN must not live on in an integral or an average.
+
+    >>> measured({"kl": float("nan")}, "kl"), measured({"kl": 0.1}, "kl")
+    (False, True)
+    """
     return name in metrics and math.isfinite(metrics[name])
 
 
@@ -170,17 +174,29 @@ class Scheduled(Part):
 
 
 def linear(done: float) -> float:
-    """Even progress."""
+    """Even progress.
+
+    >>> linear(0.25)
+    0.25
+    """
     return done
 
 
 def cosine(done: float) -> float:
-    """Half a cosine: slow, fast, slow."""
+    """Half a cosine: slow, fast, slow.
+
+    >>> round(cosine(0.25), 4)
+    0.1464
+    """
     return (1 - math.cos(math.pi * done)) / 2
 
 
 def last_fifth(done: float) -> float:
-    """Constant, then a linear change over the last fifth."""
+    """Constant, then a linear change over the last fifth.
+
+    >>> round(last_fifth(0.9), 4)
+    0.5
+    """
     return max(0.0, (done - 0.8) / 0.2)
 
 

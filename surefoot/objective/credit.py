@@ -94,7 +94,11 @@ def turn_rewards(
 def on_turns(
     per_turn: Float[Tensor, "n k"], mask: Bool[Tensor, "n t"], turn: Int[Tensor, "n t"]
 ) -> Float[Tensor, "n t"]:
-    """One number a turn on each of its chosen steps, 0 elsewhere."""
+    """One number a turn on each of its chosen steps, 0 elsewhere.
+
+    >>> on_turns(torch.tensor([[5.0, 7.0]]), torch.tensor([[True, False, True]]), torch.tensor([[0, 0, 1]]))
+    tensor([[5., 0., 7.]])
+    """
     return per_turn.gather(1, turn.clamp_min(0)).where(mask, 0.0)
 
 
@@ -116,6 +120,11 @@ def optimal_token_baseline(
 
     Args:
         energy: each step's squared score norm, `1 - 2 pi(a) + sum pi^2` for a softmax's logits.
+
+    >>> energy, to_go = torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [0.0]])
+    >>> optimal_token_baseline(to_go, energy, torch.ones(2, 1).bool(), torch.tensor([0, 0]))
+    tensor([[0.2500],
+            [0.2500]])
     """
     weight = energy.where(mask, 0.0).cumsum(1) * mask
     size = int(group.max()) + 1

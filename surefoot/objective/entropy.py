@@ -35,7 +35,11 @@ def entropy_slope(logp: Float[Tensor, "*s v"], push: Float[Tensor, "*s v"]) -> F
 
 
 def nucleus_entropy(logp: Float[Tensor, "*s v"], top_p: float) -> Float[Tensor, "*s"]:
-    """Entropy of the distribution renormalised on its smallest set of candidates with mass at least `top_p`."""
+    """Entropy of the distribution renormalised on its smallest set of candidates with mass at least `top_p`.
+
+    >>> nucleus_entropy(torch.tensor([0.4, 0.4, 0.2]).log(), 0.8)
+    tensor(0.6931)
+    """
     ordered = logp.sort(-1, descending=True).values
     before = ordered.exp().cumsum(-1) - ordered.exp()
     kept = ordered.masked_fill(before >= top_p, -torch.inf)
@@ -52,7 +56,11 @@ def tsallis_entropy(logp: Float[Tensor, "*s v"], q: float) -> Float[Tensor, "*s"
 
 
 def bucket_entropy(logp: Float[Tensor, "*s v"], bucket: Int[Tensor, "v"], buckets: int) -> Float[Tensor, "*s"]:
-    """Entropy over buckets of candidates that mean the same (semantic entropy, arXiv 2302.09664)."""
+    """Entropy over buckets of candidates that mean the same (semantic entropy, arXiv 2302.09664).
+
+    >>> bucket_entropy(torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0, 1, 1]), 2)
+    tensor(0.6931)
+    """
     mass = logp.new_zeros(*logp.shape[:-1], buckets).index_add(-1, bucket, logp.exp())
     return -(mass * mass.clamp_min(torch.finfo(mass.dtype).tiny).log()).sum(-1)
 
@@ -143,7 +151,11 @@ class EntropyAdvantage(Part):
 
 
 def clipped_bonus(bonus: Float[Tensor, "n t"], advantage: Float[Tensor, "n t"], kappa: float) -> Float[Tensor, "n t"]:
-    """`min(relu(bonus), |A| / kappa)`, detached: a bonus that cannot turn an advantage's sign."""
+    """`min(relu(bonus), |A| / kappa)`, detached: a bonus that cannot turn an advantage's sign.
+
+    >>> clipped_bonus(torch.tensor([0.3, 5.0, -1.0]), torch.tensor([1.0, -1.0, 1.0]), kappa=2.0)
+    tensor([0.3000, 0.5000, 0.0000])
+    """
     return torch.minimum(bonus.detach().relu(), advantage.detach().abs() / kappa)
 
 

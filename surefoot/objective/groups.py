@@ -20,7 +20,11 @@ Statistic = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def working(x: Tensor) -> Tensor:
-    """The values in float32, or float64 where they are: bfloat16 cannot even count to 257."""
+    """The values in float32, or float64 where they are: bfloat16 cannot even count to 257.
+
+    >>> working(torch.ones(2, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -43,12 +47,20 @@ def group_sum(x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tenso
 
 
 def group_count(group: Int[Tensor, "n"], member: Bool[Tensor, "n"] | None = None) -> Float[Tensor, "n"]:
-    """Number of counted members of each row's group."""
+    """Number of counted members of each row's group.
+
+    >>> group_count(torch.tensor([0, 0, 1]), torch.tensor([True, False, True]))
+    tensor([1., 1., 1.])
+    """
     return _count(group, member).float()
 
 
 def group_mean(x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tensor, "n"] | None = None) -> Tensor:
-    """Mean of each row's group, over the counted members; 0 where none is counted."""
+    """Mean of each row's group, over the counted members; 0 where none is counted.
+
+    >>> group_mean(torch.tensor([1., 3., 9.]), torch.tensor([0, 0, 1]))
+    tensor([2., 2., 9.])
+    """
     return (_sum(x.double(), group, member) / _count(group, member).clamp_min(1)).to(working(x).dtype)
 
 
@@ -71,7 +83,11 @@ def group_std(
 
 
 def group_population_std(x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tensor, "n"] | None = None):
-    """`group_std` that divides by G."""
+    """`group_std` that divides by G.
+
+    >>> group_population_std(torch.tensor([1., 3., 9.]), torch.tensor([0, 0, 1]))
+    tensor([1., 1., 0.])
+    """
     return group_std(x, group, member, correction=0)
 
 
@@ -103,12 +119,20 @@ def group_softmax(x: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[Tenso
 
 
 def batch_mean(x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tensor, "n"] | None = None) -> Tensor:
-    """`group_mean` with all rows in one group."""
+    """`group_mean` with all rows in one group.
+
+    >>> batch_mean(torch.tensor([1., 3., 5.]), torch.tensor([0, 0, 1]))
+    tensor([3., 3., 3.])
+    """
     return group_mean(x, torch.zeros_like(group), member)
 
 
 def batch_std(x: Float[Tensor, "n"], group: Int[Tensor, "n"], member: Bool[Tensor, "n"] | None = None) -> Tensor:
-    """`group_std` with all rows in one group."""
+    """`group_std` with all rows in one group.
+
+    >>> batch_std(torch.tensor([1., 3., 5.]), torch.tensor([0, 0, 1]))
+    tensor([2., 2., 2.])
+    """
     return group_std(x, torch.zeros_like(group), member)
 
 

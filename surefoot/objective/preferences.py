@@ -38,7 +38,11 @@ from surefoot.rollouts import Rollouts
 
 
 def log_link(log_ratio: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """DPO's: the log-ratio itself. Its implied regulariser is the reverse KL."""
+    """DPO's: the log-ratio itself. Its implied regulariser is the reverse KL.
+
+    >>> log_link(torch.tensor([0.4]))
+    tensor([0.4000])
+    """
     return log_ratio
 
 
@@ -54,12 +58,20 @@ def chi_squared_link(log_ratio: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
 
 
 def forward_kl_link(log_ratio: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """`1 - e^-l` (f-DPO, arXiv 2309.16240); e^-l is held at e^20."""
+    """`1 - e^-l` (f-DPO, arXiv 2309.16240); e^-l is held at e^20.
+
+    >>> forward_kl_link(torch.tensor([0.4, -0.3]))
+    tensor([ 0.3297, -0.3499])
+    """
     return -(-log_ratio).clamp(max=LIMIT).expm1()
 
 
 def js_link(log_ratio: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """`log(2 e^l / (1 + e^l))`: Jensen-Shannon's (f-DPO, arXiv 2309.16240)."""
+    """`log(2 e^l / (1 + e^l))`: Jensen-Shannon's (f-DPO, arXiv 2309.16240).
+
+    >>> js_link(torch.tensor([0.4, -0.3]))
+    tensor([ 0.1801, -0.1612])
+    """
     return math.log(2) + F.logsigmoid(log_ratio)
 
 
@@ -95,7 +107,11 @@ def log_odds(mean_logp: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
 
 
 def sequence_logp(logp: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n"]:
-    """Sum of the log-probabilities of a response's own tokens."""
+    """Sum of the log-probabilities of a response's own tokens.
+
+    >>> sequence_logp(torch.tensor([[-1.0, -2.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([-3.])
+    """
     return working(logp).where(mask, 0.0).sum(1)
 
 
@@ -127,6 +143,10 @@ def on_policy_weight(
 
     Args:
         collision: `log sum_v pi(v)^2` at each step.
+
+    >>> p = torch.tensor([0.5, 0.25, 0.25])
+    >>> on_policy_weight(p[None, :1].log(), p.square().sum().log().view(1, 1), torch.ones(1, 1).bool())
+    tensor([1.3333])
     """
     gap = (working(logp) - collision).detach().where(mask, 0.0)
     return (gap.sum(1) / mask.sum(1).clamp_min(1)).exp()
@@ -151,6 +171,9 @@ def robust_logistic(margin: Float[Tensor, "n"], flipped: float) -> Float[Tensor,
     """Unbiased under label noise: `((1 - e) l(m) - e l(-m)) / (1 - 2e)` (robust DPO, arXiv 2403.00409).
 
     If labels are flipped with probability e < 1/2, its expectation over the flips is the clean logistic loss.
+
+    >>> robust_logistic(torch.tensor([2.0]), 0.1)
+    tensor([-0.1231])
     """
     return (logistic(margin) * (1 - flipped) - flipped * logistic(-margin)) / (1 - 2 * flipped)
 
@@ -165,7 +188,11 @@ def square(margin: Float[Tensor, "n"], target: float) -> Float[Tensor, "n"]:
 
 
 def hinge(margin: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """`relu(1 - m)` (SLiC-HF, arXiv 2305.10425, its delta being 1/beta; with a reference RSO, arXiv 2309.06657)."""
+    """`relu(1 - m)` (SLiC-HF, arXiv 2305.10425, its delta being 1/beta; with a reference RSO, arXiv 2309.06657).
+
+    >>> hinge(torch.tensor([0.3, 2.0]))
+    tensor([0.7000, 0.0000])
+    """
     return (1 - margin).relu()
 
 
@@ -173,6 +200,9 @@ def exact_matching(margin: Float[Tensor, "n"], flipped: float) -> Float[Tensor, 
     """`KL(softmax over the pair || (1 - e, e))`, the reverse of logistic's KL (EXO, arXiv 2402.00856, eq. 16).
 
     Defined for 0 < e < 1 only: a hard label makes it infinite.
+
+    >>> exact_matching(torch.tensor([0.0, 2.0]), 0.1)
+    tensor([0.5108, 0.0019])
     """
     win, lose = F.logsigmoid(margin), F.logsigmoid(-margin)
     return win.exp() * (win - math.log1p(-flipped)) + lose.exp() * (lose - math.log(flipped))
@@ -184,6 +214,9 @@ def modulated(margin: Float[Tensor, "n"], temperature: float = 0.05) -> Float[Te
     `(1 - g) logistic(m) + g e^-m`, the exponent held at 20. Found by search over
     code, and not monotone: at beta = temperature = .05 it pushes pairs with log-ratio margins between -2.37 and 1.44
     towards the lower end (the paper's section 6; tested).
+
+    >>> modulated(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([1.3133, 0.8466, 0.3679])
     """
     gate = (margin / temperature).sigmoid()
     return (1 - gate) * logistic(margin) + gate * (-margin).clamp(max=LIMIT).exp()
@@ -196,6 +229,9 @@ def noise_contrast(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> 
     """NCA of a pair (arXiv 2402.05369): also stops the chosen from losing likelihood.
 
     `-log s(w) - log s(-w)/2 - log s(-l)/2`, with s the sigmoid.
+
+    >>> noise_contrast(torch.tensor([0.0]), torch.tensor([0.0]))
+    tensor([1.3863])
     """
     return F.softplus(-chosen) + 0.5 * F.softplus(chosen) + 0.5 * F.softplus(rejected)
 
@@ -214,17 +250,29 @@ def binary(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"], shift: floa
 
 
 def self_play(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"], target: float) -> Float[Tensor, "n"]:
-    """SPPO with hard wins (arXiv 2405.00675, eq. 4.7): `(w - target)^2 + (l + target)^2`, target `1 / (2 beta)`."""
+    """SPPO with hard wins (arXiv 2405.00675, eq. 4.7): `(w - target)^2 + (l + target)^2`, target `1 / (2 beta)`.
+
+    >>> self_play(torch.tensor([1.0]), torch.tensor([0.0]), target=5.0)
+    tensor([41.])
+    """
     return square(chosen, target) + square(rejected, -target)
 
 
 def anchored_up(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """APO-zero (arXiv 2408.06266, eq. 7): chosen up, rejected down; `s(-w) + s(l)`."""
+    """APO-zero (arXiv 2408.06266, eq. 7): chosen up, rejected down; `s(-w) + s(l)`.
+
+    >>> anchored_up(torch.tensor([1.0]), torch.tensor([-1.0]))
+    tensor([0.5379])
+    """
     return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
 
 
 def anchored_down(chosen: Float[Tensor, "n"], rejected: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """APO-down (arXiv 2408.06266, eq. 8): both down, rejected further; `s(w) + s(l - w)`."""
+    """APO-down (arXiv 2408.06266, eq. 8): both down, rejected further; `s(w) + s(l - w)`.
+
+    >>> anchored_down(torch.tensor([1.0]), torch.tensor([-1.0]))
+    tensor([0.8503])
+    """
     return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
 
 

@@ -17,7 +17,11 @@ from surefoot.rollouts import Rollouts
 
 
 def totals(rewards: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "n"]]:
-    """Each named reward as one number a trajectory (step rewards are summed)."""
+    """Each named reward as one number a trajectory (step rewards are summed).
+
+    >>> totals({"a": torch.tensor([1.0]), "b": torch.tensor([[0.5, 0.25]])})
+    {'a': tensor([1.]), 'b': tensor([0.7500])}
+    """
     return {name: r if r.ndim == 1 else r.sum(1) for name, r in rewards.items()}
 
 
@@ -32,7 +36,11 @@ def overlong_penalty(length: Int[Tensor, "n"], limit: int, buffer: int) -> Float
 
 
 def reward_at_last_step(reward: Float[Tensor, "n"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
-    """The trajectory's reward on its last chosen step, 0 elsewhere."""
+    """The trajectory's reward on its last chosen step, 0 elsewhere.
+
+    >>> reward_at_last_step(torch.tensor([5.0]), torch.tensor([[True, True, False]]))
+    tensor([[0., 5., 0.]])
+    """
     remaining = mask.flip(1).cumsum(1).flip(1)
     return reward[:, None] * (mask & (remaining == 1)).to(reward.dtype)
 
@@ -43,6 +51,9 @@ def shaped(
     """`r + gamma Phi(s') - Phi(s)` (Ng, Harada, Russell 1999): leaves the optimal policy as it is.
 
     `potential` is that of the state before each step; after the last chosen step it is 0.
+
+    >>> shaped(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.75]]), torch.ones(1, 2).bool())
+    tensor([[0.2500, 0.2500]])
     """
     after = torch.zeros_like(potential)
     following = potential.new_zeros(len(potential))

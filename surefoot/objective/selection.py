@@ -265,5 +265,10 @@ class AnyOf(All):
 
 
 def on_steps(chosen: Bool[Tensor, "n"] | Bool[Tensor, "n t"]) -> Bool[Tensor, "n t"]:
-    """A choice of trajectories as one of steps (width 1, to be broadcast); one of steps as it is."""
+    """A choice of trajectories as one of steps (width 1, to be broadcast); one of steps as it is.
+
+    >>> on_steps(torch.tensor([True, False]))
+    tensor([[ True],
+            [False]])
+    """
     return chosen.bool() if chosen.ndim == 2 else chosen.bool()[:, None]

@@ -1,16 +1,22 @@
 """Weights: the same loss under any split into microbatches or ranks; controllers: worked numbers and exact resume."""
 
+import multiprocessing
+
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surefoot.objective import aggregation as agg
 from surefoot.objective import controllers as c
+from surefoot.objective.advantages import spread
 from surefoot.objective.rewards import OverlongPenalty, Sum, overlong_penalty
 from surefoot.objective.selection import All, NotTruncated
+from surefoot.objective.surrogates import PolicyGradient
 from surefoot.objective.values import ValueLoss
 from surefoot.rollouts import Rollouts
+from tests.objective.enumeration import Tree, groups
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
 TURN = torch.tensor([[0, 0, 1, -1], [0, -1, -1, -1], [0, 1, -1, -1], [-1, -1, -1, -1]])
@@ -47,6 +53,47 @@ def test_any_split_over_ranks_gives_the_same_loss(part, cuts, seed):
         pieces.append((weights * loss[start : start + len(rank)]).sum())
         start += len(rank)
     torch.testing.assert_close(sum(pieces), whole)
+
+
+def _rank(rank: int, place: str, losses: torch.Tensor) -> None:
+    """One of two processes: its rows' share of each loss, summed over both, is written by the first."""
+    dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=2)
+    rows = slice(0, 1) if rank == 0 else slice(1, 4)
+    sums = torch.stack([(p(_table(MASK[rows], TURN[rows]), agg.over_ranks) * losses[rows]).sum() for p in PARTS])
+    dist.all_reduce(sums)
+    if rank == 0:
+        torch.save(sums, f"{place}/sums")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_loss_of_one(tmp_path):
+    losses = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_rank, args=(r, str(tmp_path), losses)) for r in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    whole = torch.stack([(part(_table()) * losses).sum() for part in PARTS])
+    torch.testing.assert_close(torch.load(tmp_path / "sums"), whole)
+
+
+def test_aggregates_that_divide_by_length_follow_another_gradient():
+    """A tree whose first token 0 ends the sequence. A constant length is unbiased up to its factor, a mean over each
+    sequence's own tokens is not: it prefers short ones that are right and long ones that are wrong."""
+    tree, reward = Tree(), torch.tensor([1.0, 1, 1, 0.7, 0, 0.1, 0.3, 1.5, -0.4], dtype=torch.float64)
+    table, weight = groups(tree, reward, 1)
+    table = table.having(mask=torch.stack([torch.ones(9).bool(), table.tokens[:, 0] != 0], 1))
+    loss = PolicyGradient()(table.having(advantage=spread(table.reward, table.mask)))
+    for part, factor in ((agg.ConstantLength(7.0), 1 / 7), (agg.SequenceMean(), None), (agg.TurnMean(), None)):
+        found = -9 * tree.gradient((weight[:, None] * part(table) * loss).sum())
+        exact = tree.policy_gradient(reward)
+        if factor:
+            torch.testing.assert_close(found, factor * exact, atol=1e-7, rtol=1e-6)
+        else:
+            cosine = torch.nn.functional.cosine_similarity(found, exact, dim=0)
+            assert 0.5 < cosine < 0.999
 
 
 @pytest.mark.parametrize("part", PARTS)

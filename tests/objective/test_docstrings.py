@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import pytest
@@ -17,4 +18,14 @@ def test_worked_numbers(name):
     module = importlib.import_module(name)
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.failed == 0
-    assert result.attempted or name.rsplit(".", 1)[1] == "selection", "no worked number"
+    for function in public_functions(module):
+        assert ">>>" in (inspect.getdoc(function) or ""), f"{name}.{function.__name__}: no worked number"
+
+
+def public_functions(module):
+    """Those that the module defines."""
+    return [
+        f
+        for name, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == module.__name__ and not name.startswith("_")
+    ]
