@@ -16,6 +16,7 @@ from surefoot.objective.entropy import entropy as shannon
 from surefoot.objective.groups import working
 
 CELLS = 1 << 24  # logits held at a time: 64 MB of float32
+FORBIDDEN = -1e4  # stands for a log-probability of -inf, whose product with its probability would be nan
 
 
 def token_logp_plain(
@@ -106,12 +107,12 @@ class _Chunked(torch.autograd.Function):
         partition = working(hidden.new_empty(len(hidden)))
         logp, uncertainty = torch.empty_like(partition), torch.zeros_like(partition)
         for piece in _slices(len(hidden), rows):
-            logits = working(F.linear(hidden[piece], weight, bias)).div_(temperature)
+            logits = _logits(hidden[piece], weight, bias, temperature)
             partition[piece] = logits.logsumexp(-1)
             logp[piece] = logits.gather(-1, tokens[piece, None])[:, 0] - partition[piece]
             if entropy:
-                p = logits.sub_(partition[piece, None]).exp_()
-                uncertainty[piece] = torch.special.entr(p).sum(-1)
+                every = logits.sub_(partition[piece, None]).clamp_(min=FORBIDDEN)
+                uncertainty[piece] = -torch.linalg.vecdot(every.exp(), every)
         ctx.save_for_backward(hidden, weight, bias, tokens, partition, uncertainty)
         ctx.temperature, ctx.rows, ctx.entropy = temperature, rows, entropy
         return logp, uncertainty
@@ -125,16 +126,15 @@ class _Chunked(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=partition.dtype) if for_weight else None
         grad_bias = torch.zeros_like(bias, dtype=partition.dtype) if for_bias else None
         for piece in _slices(len(hidden), ctx.rows):
-            logits = working(F.linear(hidden[piece], weight, bias)).div_(ctx.temperature)
-            p = logits.sub_(partition[piece, None]).exp_()
-            if ctx.entropy:  # entr(p) is -p log p, and 0 where p is
-                slope = torch.special.entr(p).addcmul_(p, uncertainty[piece, None], value=-1)
-                slope.mul_(grad_entropy[piece, None])
-                grad = slope.addcmul_(p, grad_logp[piece, None], value=-1)
+            every = _logits(hidden[piece], weight, bias, ctx.temperature).sub_(partition[piece, None])
+            up = grad_logp[piece, None] / ctx.temperature
+            if ctx.entropy:  # -p (up + slope (log p + H)), and 0 where p is
+                slope = grad_entropy[piece, None] / ctx.temperature
+                p = every.clamp_(min=FORBIDDEN).exp()
+                grad = every.mul_(-slope).sub_(up + slope * uncertainty[piece, None]).mul_(p)
             else:
-                grad = p.mul_(-grad_logp[piece, None])
-            grad.scatter_add_(1, tokens[piece, None], grad_logp[piece, None])
-            grad.div_(ctx.temperature)
+                grad = every.exp_().mul_(-up)
+            grad.scatter_add_(1, tokens[piece, None], up)
             if grad_hidden is not None:
                 grad_hidden[piece] = grad.to(weight.dtype) @ weight
             if grad_weight is not None:
@@ -144,6 +144,12 @@ class _Chunked(torch.autograd.Function):
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """`(h W^T + b) / temperature` in float32, or float64 for float64; a tensor of its own, to be changed in place."""
+    logits = working(F.linear(hidden, weight, bias))
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
 def _slices(total: int, size: int) -> list[slice]:
