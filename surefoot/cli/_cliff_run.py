@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from surefoot.errors import InputError
-from surefoot.stability import tables
+from surefoot.errors import InputError, nearest
+from surefoot.stability import policies, tables
 from surefoot.stability.analysis import ITEMS, Analysis, Question, analyse
+from surefoot.stability.bridge import Beside, bridge, summarise
 from surefoot.stability.from_samples import Estimate
-from surefoot.stability.samples import read_rollouts, samples_from_rollouts
+from surefoot.stability.samples import Samples, labelling, read_rollouts, samples_from_rollouts
 
 CAVEAT = (
     "Samples never prove safety: they bound no distance to a cliff from below. Read 'no cliff seen', not 'no cliff'."
@@ -29,33 +32,48 @@ def show_run(args: argparse.Namespace) -> int:
     folder = Path(args.target)
     config = read_config(folder)
     question, about = ask(args, config)
-    table = read_rollouts(folder)
-    weights = tables.parse_weights(args.weights) or config.get("method", {}).get("reward", {}).get("weights", {})
-    history = samples_from_rollouts(table, weights=weights)
+    subject = samples = None
+    if args.fresh is not None or args.exact:
+        subject = policies.open_subject(folder, args.prompts, labelling(args.classes))
+        history = policies.fresh(subject, 64 if args.fresh is None else args.fresh)
+        samples, span = history.where(history.step == subject.step), f"sampled anew at step {subject.step}"
+    else:
+        history = logged(args, folder, config)
+        samples, span = last(history, args.window)
     if args.primary and args.primary not in history.rewards:
-        from surefoot.errors import nearest
-
         raise InputError(f"cliff: no reward {args.primary!r} in the run{nearest(args.primary, history.rewards)}")
-    if args.window < 1:
-        raise InputError(f"cliff: --window {args.window}; expected at least 1 step")
-    samples, span = history, "all steps"
-    if history.step is not None:
-        last = int(history.step.max())
-        samples, span = (
-            history.where(history.step > last - args.window),
-            f"steps {max(last - args.window + 1, int(history.step.min()))} to {last}",
-        )
     found = analyse(samples, question, history)
     prompts = len({e.prompt for e in found.prompts})
     lead = f"{found.responses} responses to {prompts} prompts in {found.groups} groups, {span}; {about}"
+    beside = list(bridge(policies.enumerated(subject, args.floor), samples, question)) if args.exact and subject else []
     out = Path(args.out) if args.out else None if args.json else folder / "cliff"
-    path = write(found, folder, lead, out) if out else None
+    path = write(found, beside, folder, lead, out) if out else None
     if args.json:
-        print(json.dumps(as_json(found, lead), indent=1, allow_nan=False))
+        print(json.dumps(as_json(found, beside, lead), indent=1, allow_nan=False))
     else:
-        show(found, folder, lead, Console())
+        console = Console()
+        show(found, folder, lead, console)
+        show_bridge(beside, console)
         print(f"report: {path}")
     return 0
+
+
+def logged(args: argparse.Namespace, folder: Path, config: dict[str, Any]) -> Samples:
+    """All responses that the run wrote down."""
+    weights = tables.parse_weights(args.weights) or config.get("method", {}).get("reward", {}).get("weights", {})
+    label = labelling(args.classes)
+    return samples_from_rollouts(read_rollouts(folder), label, weights, penalised=bool(in_reward(config)))
+
+
+def last(history: Samples, window: int) -> tuple[Samples, str]:
+    """The responses of the last `window` steps, and a word on which they are."""
+    if window < 1:
+        raise InputError(f"cliff: --window {window}; expected at least 1 step")
+    if history.step is None:
+        return history, "all steps"
+    end = int(history.step.max())
+    first = max(end - window + 1, int(history.step.min()))
+    return history.where(history.step >= first), f"steps {first} to {end}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -79,16 +97,17 @@ def ask(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Question, str
     if args.beta:
         beta, about = args.beta[0], f"beta {args.beta[0]:g} as given"
     else:
-        beta = sum(
+        within = in_reward(config)
+        beta = within + sum(
             float(r.get("coef", 0.0)) for r in method.get("regularizers", ()) if r.get("reference") == "ref_logp"
         )
         about = (
-            (
-                f"beta {beta:g} is the method's KL coefficient, taken as that on whole responses: advantages divided "
-                "by a group's deviation, or lengths averaged, make the effective one another (--beta)"
-            )
-            if beta
-            else "beta 0: the method has no KL to the reference"
+            "beta 0: the method has no KL to the reference"
+            if not beta
+            else f"beta {beta:g}, the KL of whole responses in the reward"
+            if within == beta
+            else f"beta {beta:g} is the method's KL coefficient, taken as that on whole responses: advantages divided "
+            "by a group's deviation, or lengths averaged, make the effective one another (--beta)"
         )
     eps = method.get("advantage", {}).get("eps", 1e-6)
     return Question(
@@ -104,6 +123,12 @@ def ask(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Question, str
     ), about
 
 
+def in_reward(config: dict[str, Any]) -> float:
+    """The coefficient of a KL penalty that the run's reward has in it."""
+    reward = config.get("method", {}).get("reward", {})
+    return float(reward.get("coef", 0.0)) if str(reward.get("part", "")).endswith(":KLInReward") else 0.0
+
+
 def _audit(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -113,12 +138,17 @@ def _audit(text: str | None) -> tuple[int, int] | None:
     return int(wrong), int(n)
 
 
+def number(x: float) -> str:
+    """Four digits; rounding noise is 0."""
+    return f"{0.0 if abs(x) < 1e-12 else x:.4g}"
+
+
 def cells(e: Estimate) -> list[str]:
     """An estimate as text."""
-    interval = "" if e.interval is None else f"{e.interval[0]:.4g} to {e.interval[1]:.4g}"
+    interval = "" if e.interval is None else f"{number(e.interval[0])} to {number(e.interval[1])}"
     return [
         e.name,
-        "not known" if e.value is None else f"{e.value:.4g}",
+        "not known" if e.value is None else number(e.value),
         interval,
         str(e.n),
         "" if e.ess is None else f"{e.ess:.1f}",
@@ -139,37 +169,85 @@ def show(found: Analysis, folder: Path, lead: str, console: Console) -> None:
         for e in own:
             name, value, interval, n, ess, kind, says, cannot = cells(e)
             known = "  ".join(filter(None, (interval and f"({interval})", kind, f"n {n}", ess and f"ESS {ess}")))
-            console.print(f"  {name:<30} {value:>9}   {known}", highlight=False, markup=False)
+            console.print(f"  {name:<30} {value:>9}   {known}", highlight=False, markup=False, soft_wrap=True)
             said = f"{says if kind else ''}{'. Open: ' if kind and cannot else ''}{cannot}"
             console.print(Padding(Text(said, style="dim"), (0, 0, 0, 6)))
     console.print(f"\n{CAVEAT}", highlight=False)
 
 
-def as_json(found: Analysis, lead: str) -> dict[str, Any]:
+def show_bridge(beside: Sequence[Beside], console: Console) -> None:
+    """The estimators' means over prompts beside the exact ones."""
+    if not beside:
+        return
+    console.print(f"\n[bold]Beside the truth[/]  {enumerated_lead(beside)}", highlight=False)
+    for row in bridge_rows(beside):
+        line = f"  {row[0]:<2} {row[1]:<30} {row[2]:>9} {row[3]:>9} {row[4]:>9}   {row[5]}"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def enumerated_lead(beside: Sequence[Beside]) -> str:
+    sizes = [b.answers for b in beside]
+    return (
+        f"{min(sizes)} to {max(sizes)} answers a prompt were enumerated; those that were not have at most "
+        f"{max(b.missing for b in beside):.2g} of the probability"
+    )
+
+
+BRIDGE = ("", "", "sampled", "exact", "error", "true intervals, bounds")
+
+
+def bridge_rows(beside: Sequence[Beside]) -> list[list[str]]:
+    """Rows of text under `BRIDGE`."""
+    return [list(BRIDGE)] + [
+        [
+            str(s.item),
+            s.name,
+            number(s.sampled),
+            number(s.exact),
+            number(s.error),
+            f"{s.holds} of {s.asked}" if s.asked else "",
+        ]
+        for s in summarise(beside)
+    ]
+
+
+def as_json(found: Analysis, beside: Sequence[Beside], lead: str) -> dict[str, Any]:
     """The analysis as plain data."""
-    return {
+    out = {
         "about": lead,
         "caveat": CAVEAT,
         "run": [_plain(e) for e in found.run],
         "prompts": [_plain(e) for e in found.prompts],
     }
+    if beside:
+        out["bridge"] = {
+            "about": enumerated_lead(beside),
+            "run": [asdict(s) for s in summarise(beside)],
+            "prompts": [_plain(b.sampled) | {"exact": b.exact, "missing": b.missing, "holds": b.holds} for b in beside],
+        }
+    return out
 
 
 def _plain(e: Estimate) -> dict[str, Any]:
     out = asdict(e)
-    return {k: (None if isinstance(v, float) and v != v else v) for k, v in out.items()}
+    return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in out.items()}
 
 
-def write(found: Analysis, folder: Path, lead: str, out: Path) -> Path:
+def write(found: Analysis, beside: Sequence[Beside], folder: Path, lead: str, out: Path) -> Path:
     """The report folder: report.html and analysis.json."""
     from surefoot.report import cliff as drawn
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "analysis.json").write_text(json.dumps(as_json(found, lead), indent=1, allow_nan=False), encoding="utf-8")
+    text = json.dumps(as_json(found, beside, lead), indent=1, allow_nan=False)
+    (out / "analysis.json").write_text(text, encoding="utf-8")
     sections = [
         (f"{item}. {ITEMS[item]}", drawn.table(HEADER, [cells(e) for e in found.run if e.item == item]))
         for item in range(1, len(ITEMS))
     ]
+    if beside:
+        head, *rows = bridge_rows(beside)
+        body = drawn.paragraph(enumerated_lead(beside) + ".") + drawn.table(head, rows)
+        sections.insert(0, ("Beside the truth", body))
     rows = [[str(e.prompt), f"{e.item}", *cells(e)[:6]] for e in found.prompts]
     sections.append(("Per prompt", drawn.table(("prompt", "item", *HEADER[:6]), rows)))
     return drawn.page(out / "report.html", f"{folder.resolve().name}: from samples", f"{lead}. {CAVEAT}", sections)

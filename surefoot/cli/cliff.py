@@ -31,6 +31,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     run_ = parser.add_argument_group("runs")
     run_.add_argument("--window", type=int, default=10, metavar="STEPS", help="analyse the last steps of the run")
+    run_.add_argument("--classes", default="answer", help="what counts as one answer: the final answer, or the text")
+    run_.add_argument(
+        "--fresh",
+        type=int,
+        metavar="N",
+        help="N responses a prompt sampled anew from the newest checkpoint, not the log",
+    )
+    run_.add_argument("--prompts", type=int, default=8, help="with --fresh or --exact: so many of the last prompts")
+    run_.add_argument(
+        "--exact", action="store_true", help="enumerate all answers: each estimate (of --fresh, 64) beside the truth"
+    )
+    run_.add_argument("--floor", type=float, default=1e-4, help="with --exact: prefixes less likely are dropped")
     run_.add_argument("--ceiling", type=float, help="the largest reward there can be")
     run_.add_argument("--primary", metavar="REWARD", help="the named reward that the run is about")
     run_.add_argument("--false-accept", type=float, metavar="P", help="audited error rate of the verifier")

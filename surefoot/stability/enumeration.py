@@ -52,9 +52,12 @@ def enumerate_answers(
 ) -> Answers:
     """All answers of `policy` to `question` under `sampling` whose every prefix has at least `floor` probability.
 
+    As in a run's rollouts, the policy's distribution is the one that is sampled from, the reference's is not truncated.
+
     Args:
         policy, reference: causal language models over the same tokens.
-        floor: least probability of a prefix, under the policy or the reference; 0 drops what is impossible alone.
+        floor: least probability of a prefix, under the policy or the reference. What the policy cannot say is dropped
+            whatever the floor, and counted in `ref_rest`.
         most: prefixes of one length beyond which the tree is refused.
 
     Raises:
@@ -64,6 +67,7 @@ def enumerate_answers(
         raise InputError(f"enumeration: floor {floor}; expected at least 0 and below 1")
     models = [policy] if reference is None else [policy, reference]
     tokens, valid = policy.encode([question], room=sampling.max_new_tokens)
+    untruncated = Sampling(temperature=sampling.temperature or 1.0)
     root = torch.zeros(1, dtype=torch.long)
     decoders = [decoder(m.model, tokens, valid, root, m.fast, block=1) for m in models]
     logits = [d.first() for d in decoders]
@@ -71,10 +75,9 @@ def enumerate_answers(
     least = np.log(floor) if floor else -np.inf
     dropped, leaves = [torch.full((len(models), 1), -torch.inf, dtype=torch.float64)], []
     for length in range(1, sampling.max_new_tokens + 1):
-        step = torch.stack([log_distribution(x.cpu(), sampling) for x in logits]).double()
-        ahead = mass[:, :, None] + step  # [model, prefix, token]
-        likeliest = ahead.amax(0)
-        kept = (likeliest >= least) & (likeliest > -torch.inf)
+        step = [log_distribution(x.cpu(), s) for x, s in zip(logits, (sampling, untruncated), strict=False)]
+        ahead = mass[:, :, None] + torch.stack(step).double()  # [model, prefix, token]
+        kept = (ahead.amax(0) >= least) & (ahead[0] > -torch.inf)
         dropped.append(ahead[:, ~kept].logsumexp(-1, keepdim=True))
         parent, token = kept.nonzero(as_tuple=True)
         prefix, mass = torch.cat([prefix[parent], token[:, None]], 1), ahead[:, parent, token]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from surefoot.errors import InputError
 from surefoot.rollout.native import Sampling
 from surefoot.rollouts import Rollouts
 from surefoot.stability.enumeration import FLOOR, Answers, enumerate_answers
-from surefoot.stability.samples import Samples, concatenate, samples_from_rollouts
+from surefoot.stability.samples import Samples, classes, concatenate
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Subject:
         step: of that checkpoint.
         task, method: of the run.
         prompts: indices of training problems.
+        label: completion -> class; None takes the final answer.
     """
 
     before: Any
@@ -34,6 +35,7 @@ class Subject:
     task: Any
     method: Any
     prompts: tuple[int, ...]
+    label: Callable[[str], str] | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -44,7 +46,7 @@ class Subject:
         return Sampling(max_new_tokens=self.task.max_new_tokens)
 
 
-def open_subject(folder: Path, prompts: int = 8) -> Subject:
+def open_subject(folder: Path, prompts: int = 8, label: Callable[[str], str] | None = None) -> Subject:
     """The policies of a run, and the last `prompts` different problems that it was trained on.
 
     Raises:
@@ -71,6 +73,7 @@ def open_subject(folder: Path, prompts: int = 8) -> Subject:
         task=task,
         method=Method.from_dict(config["method"]),
         prompts=_last_prompts(folder, prompts) or tuple(range(prompts)),
+        label=label,
     )
 
 
@@ -134,16 +137,30 @@ def _sampled(subject: Subject, policy: Any, step: int, n: int, seed: int) -> Sam
 def _judged(
     subject: Subject, policy: Any, problems: Sequence[Any], batch: Rollouts, step: int, *columns: str
 ) -> Samples:
-    """The run's reward of each response, and the signal columns asked for, as samples."""
-    from surefoot.training.run import rows_of
+    """The run's reward of each response, without a KL penalty, and its log ratio where `ref_logp` is asked for."""
+    from surefoot.objective.rewards import KLInReward
     from surefoot.training.signals import Signals
 
-    temperature = subject.sampling.temperature or 1.0
-    signals = Signals(policy, temperature, reference=lambda: subject.before)
-    batch = signals.fill(subject.task.judge(problems, batch), {*subject.method.reward.reads, *columns})
-    reward = subject.method.reward(batch)
-    batch = batch.having(**(reward if isinstance(reward, dict) else {"reward": reward}))
-    return samples_from_rollouts(rows_of(step, batch), weights=getattr(subject.method.reward, "weights", None))
+    part = subject.method.reward
+    if isinstance(part, KLInReward):
+        part = part.having(coef=0.0)
+    signals = Signals(policy, subject.sampling.temperature or 1.0, reference=lambda: subject.before)
+    batch = signals.fill(subject.task.judge(problems, batch), {*part.reads, *columns})
+    made = part(batch)
+    reward, cut = made["reward"] if isinstance(made, dict) else made, batch.truncated.numpy().astype(bool)
+    ratio = None
+    if "ref_logp" in columns:
+        ratio = (batch.rollout_logp.double() - batch.ref_logp).where(batch.mask, 0.0).sum(1).numpy()
+    return Samples(
+        prompt=batch.prompt.numpy(),
+        reward=reward.double().numpy(),
+        label=classes(batch.notes["completion"], cut, subject.label),
+        rewards={k: (v if v.ndim == 1 else v.sum(1)).double().numpy() for k, v in batch.rewards.items()},
+        weights=dict(getattr(part, "weights", {})),
+        log_ratio=ratio,
+        step=np.full(len(batch), step),
+        cut=cut,
+    )
 
 
 def _last_prompts(folder: Path, most: int) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from surefoot.errors import InputError
+from surefoot.errors import InputError, nearest
 
 NEEDED = ("prompt", "completion", "reward")
+LABELS = ("answer", "text")
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,18 @@ def concatenate(parts: Sequence[Samples]) -> Samples:
 
 
 def samples_from_rollouts(
-    frame: Any, label: Callable[[str], str] | None = None, weights: Mapping[str, float] | None = None
+    frame: Any,
+    label: Callable[[str], str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    penalised: bool = False,
 ) -> Samples:
     """Samples from a table of rollouts (columns: see the run folder), one row a response.
 
     Args:
         frame: a pyarrow table, a pandas frame, or a mapping from column to values.
-        label: completion -> class; None takes the final answer (text between the last `<answer>` tags, else the last
-            line), and a response that was cut short gets the class `(cut)`.
+        label: completion -> class; None takes the final answer.
         weights: weight of each named reward in the combined one.
+        penalised: the column `reward` has a KL penalty in it; the weighted sum of the named rewards is taken instead.
 
     Raises:
         InputError: a column that is needed is missing, or there is no row.
@@ -98,22 +102,48 @@ def samples_from_rollouts(
         raise InputError(f"rollouts: no column {missing[0]!r}; expected at least {', '.join(NEEDED)}")
     if not len(columns["reward"]):
         raise InputError("rollouts: no rows; expected at least one response")
-    if label is None:
-        from surefoot.tasks.verifiers import final_answer as label
     cut = columns["truncated"].astype(bool) if "truncated" in columns else None
-    labels = np.array([label(text) for text in columns["completion"]], dtype=object)
-    if cut is not None:
-        labels[cut] = "(cut)"
+    named = {k.removeprefix("reward."): v.astype(float) for k, v in columns.items() if k.startswith("reward.")}
+    weights, reward = dict(weights or {}), columns["reward"].astype(float)
+    if penalised and named:
+        reward = np.sum([weights.get(k, 1.0) * v for k, v in named.items()], 0)
     return Samples(
         prompt=columns["prompt"].astype(np.int64),
-        reward=columns["reward"].astype(float),
-        label=labels,
-        rewards={k.removeprefix("reward."): v.astype(float) for k, v in columns.items() if k.startswith("reward.")},
-        weights=dict(weights or {}),
+        reward=reward,
+        label=classes(columns["completion"], cut, label),
+        rewards=named,
+        weights=weights,
         log_ratio=_log_ratio(columns),
         cut=cut,
         step=columns["step"].astype(np.int64) if "step" in columns else None,
     )
+
+
+def classes(
+    completions: Sequence[str], cut: Bool[np.ndarray, "n"] | None = None, label: Callable[[str], str] | None = None
+) -> np.ndarray:
+    """The class of each response: `label` of it; None takes its final answer.
+
+    The final answer is the text between the last `<answer>` tags, else the last line; a response that ran into its
+    length limit (`cut`) has none, and gets the class `(cut)`.
+    """
+    from surefoot.tasks.verifiers import final_answer
+
+    labels = np.array([(label or final_answer)(text) for text in completions], dtype=object)
+    if cut is not None and label is None:
+        labels[cut] = "(cut)"
+    return labels
+
+
+def labelling(name: str) -> Callable[[str], str] | None:
+    """What `classes` takes as `label`: for `answer` None, for `text` the whole response.
+
+    Raises:
+        InputError: another name.
+    """
+    if name not in LABELS:
+        raise InputError(f"classes {name!r}; expected {' or '.join(LABELS)}{nearest(name, LABELS)}")
+    return None if name == "answer" else str.strip
 
 
 def read_rollouts(run: str | Path, first: int | None = None, last: int | None = None) -> Any:
