@@ -109,14 +109,14 @@ def ask(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Question, str
             else f"beta {beta:g} is the method's KL coefficient, taken as that on whole responses: advantages divided "
             "by a group's deviation, or lengths averaged, make the effective one another (--beta)"
         )
-    eps = method.get("advantage", {}).get("eps", 1e-6)
+    advantage = method.get("advantage", {"eps": 1e-6})
     return Question(
         beta=beta,
         ceiling=args.ceiling,
         tie_tol=args.tie_tol,
         eps=args.eps,
         primary=args.primary,
-        group_eps=float(eps) if isinstance(eps, (int, float)) else 1e-6,
+        group_eps=float(advantage["eps"]) if isinstance(advantage.get("eps"), (int, float)) else None,
         accepts_wrong=args.false_accept,
         rejects_right=args.false_reject,
         audit=_audit(args.audit),
@@ -198,16 +198,19 @@ BRIDGE = ("", "", "sampled", "exact", "error", "true intervals, bounds")
 
 def bridge_rows(beside: Sequence[Beside]) -> list[list[str]]:
     """Rows of text under `BRIDGE`."""
-    return [list(BRIDGE)] + [
-        [
-            str(s.item),
-            s.name,
-            number(s.sampled),
-            number(s.exact),
-            number(s.error),
-            f"{s.holds} of {s.asked}" if s.asked else "",
-        ]
-        for s in summarise(beside)
+    return [
+        list(BRIDGE),
+        *(
+            [
+                str(s.item),
+                s.name,
+                number(s.sampled),
+                number(s.exact),
+                number(s.error),
+                f"{s.holds} of {s.asked}" if s.asked else "",
+            ]
+            for s in summarise(beside)
+        ),
     ]
 
 

@@ -37,7 +37,7 @@ class Question:
         tie_tol: rewards this close count as tied.
         eps: a change of the reward, at most this large for any response, to be robust against.
         primary: the reward that the run is about (others break ties); None takes the combined one.
-        group_eps: the constant in (r - mean) / (std + eps).
+        group_eps: the constant in (r - mean) / (std + eps); None where advantages are not divided by a deviation.
         accepts_wrong, rejects_right: audited error rates of the verifier; None when it was not audited.
         audit: (wrong, audited) accepted answers of this very policy; None when there was no audit.
     """
@@ -47,7 +47,7 @@ class Question:
     tie_tol: float = 0.0
     eps: float = 0.01
     primary: str | None = None
-    group_eps: float = 1e-6
+    group_eps: float | None = 1e-6
     accepts_wrong: float | None = None
     rejects_right: float | None = None
     audit: tuple[int, int] | None = None
@@ -343,6 +343,9 @@ def _margins(group: Samples, q: Question) -> Iterator[Estimate]:
 
 
 def _normalisation(group: Samples, q: Question) -> Iterator[Estimate]:
+    if q.group_eps is None:
+        yield _missing(8, "gain of group normalisation", len(group), NO_DIVISION)
+        return
     spread = float(np.sqrt(np.cov(group.reward, aweights=group.weight, ddof=0)))
     yield Estimate(
         8,
@@ -359,7 +362,9 @@ def _normalisation(group: Samples, q: Question) -> Iterator[Estimate]:
 
 def _of_run(samples: Samples, groups: list[Samples], q: Question) -> Iterator[Estimate]:
     """What is about the run and not about any one prompt: items 8 and 9."""
-    if q.primary is None:
+    if q.group_eps is None:
+        yield _missing(8, "tie-breaker share", len(samples), NO_DIVISION)
+    elif q.primary is None:
         yield _missing(
             8,
             "tie-breaker share",
@@ -472,6 +477,7 @@ def _verified(samples: Samples, q: Question) -> Iterator[Estimate]:
 
 
 NO_REFERENCE = "the rollouts hold no ref_logp for every response: train with a KL term, or score the reference"
+NO_DIVISION = "the method does not divide advantages by the group's deviation: no cliff of its own"
 NO_BETA = "beta is 0 or unknown: no regularised optimum to compare with"
 
 

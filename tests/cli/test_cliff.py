@@ -256,6 +256,14 @@ def test_a_run_without_a_reference_says_so(cliff, run):
     assert "ref_logp" in found["distance to the reference"]["cannot_say"]
 
 
+def test_a_method_without_a_divisor_has_no_cliff_of_normalisation(cliff, run):
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("eps = 1e-4", 'part = "surefoot.objective.advantages:LeaveOneOut"'))
+    found = {e["name"]: e for e in json.loads(cliff(run, "--json", "--primary", "right").out)["run"]}
+    for name in ("gain of group normalisation", "tie-breaker share"):
+        assert found[name]["value"] is None and "does not divide" in found[name]["cannot_say"]
+
+
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
