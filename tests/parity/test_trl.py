@@ -1,21 +1,7 @@
 """Agreement with TRL, through its trainers' own loss methods on a stub of the trainer.
 
-Where TRL differs from us:
-
-* `loss_type="bnpo"` is the mean over the tokens of the local batch. It is not BNPO (arXiv 2506.02864), which normalises
-  rewards by a Beta distribution's variance; TRL's name stands for "batch-normalised".
-* `loss_type="cispo"`: `epsilon_high` is the cap on the ratio itself; our `CISPO.high` is what it may exceed 1 by.
-* k3 is not held in the exponent (ours: within +-20).
-* `loss_type="ipo"` divides scores by the response's length, which the paper does not say (TRL's comment: confirmed by
-  the authors). Ours is the paper's; `LogRatio(mean=True)` is TRL's.
-* `loss_type="sft"` is the mean over all chosen tokens of the batch; `ChosenLikelihood` over pairs of means over tokens.
-* `loss_type="bco_pair"` has no shift by a running mean, which the BCO paper has; ours takes the shift as an argument.
-* KTO's origin comes from mismatched responses; `Prospect` takes the mean over the policy's own. Compared by function.
-* ORPO's and CPO's loss methods return the preference term only, ORPO's with the opposite sign.
-
-TRL has, and we do not: VESPO, bias-corrected KL, the off-policy sequence mask, RLOO's unnormalised sequence ratio,
-alpha-divergence DPO, AlphaPO. Its advantages are computed inside its sampling method and cannot be called alone; verl's
-are compared instead.
+docs/parity.md lists where it differs from us. TRL computes advantages inside its sampling method, where they cannot be
+called alone; verl's are compared instead.
 """
 
 from __future__ import annotations
@@ -31,13 +17,14 @@ from surefoot.objective.aggregation import ConstantLength, SequenceMean, TokenMe
 from surefoot.objective.chunked import token_logp
 from surefoot.objective.distillation import Distillation, generalized_js
 from surefoot.objective.divergences import KL, k3
-from surefoot.objective.ratios import SequenceRatio, SequenceTokenRatio
-from surefoot.objective.surrogates import CISPO, SAPO, Clip, GeometricMean
+from surefoot.objective.ratios import SequenceRatio, SequenceTokenRatio, TokenRatio, TrajectoryRatio
+from surefoot.objective.selection import Top
+from surefoot.objective.surrogates import CISPO, SAPO, VESPO, Clip, GeometricMean, OffPolicyMasked
 from surefoot.rollouts import Rollouts
 from tests.parity.batch import agree, make, ours, theirs
 
 pytest.importorskip("trl", reason="needs trl: pip install --no-deps trl, accelerate, datasets")
-from trl import DPOTrainer, GRPOTrainer, KTOTrainer  # noqa: E402
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer  # noqa: E402
 from trl.experimental.cpo import CPOTrainer  # noqa: E402
 from trl.experimental.gkd import GKDTrainer  # noqa: E402
 from trl.experimental.gmpo import GMPOTrainer  # noqa: E402
@@ -62,6 +49,7 @@ EVAL = SimpleNamespace(training=False)
 def _grpo(table, trainer=GRPOTrainer, total=1.0, beta=0.0, **settings):
     """The loss of TRL's trainer as a function of the tokens' log-probabilities."""
     options = dict(delta=None, use_bias_correction_kl=False, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05)
+    options |= dict(vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0)
     options |= {k: settings.pop(k) for k in list(settings) if k in options}
     defaults = dict(
         loss_type="grpo",
@@ -96,6 +84,8 @@ def _grpo(table, trainer=GRPOTrainer, total=1.0, beta=0.0, **settings):
             _entropy_bonus_enabled=False,
             _metrics=defaultdict(lambda: defaultdict(list)),
             _get_per_token_logps_and_entropies=lambda *_, **__: (logp, torch.zeros_like(logp), None),
+            get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
+            get_gamma_weights=GRPOTrainer.get_gamma_weights,
         )
         return trainer._compute_loss(stub, None, inputs)
 
@@ -110,6 +100,7 @@ CASES = {
     "dapo": (TokenMean(), CLIP, {}),
     "cispo": (TokenMean(), CISPO(high=0.28), {"epsilon_high": 1.28}),
     "sapo": (SequenceMean(), SAPO(), {}),
+    "vespo": (TokenMean(), VESPO(), {}),
 }
 
 
@@ -152,6 +143,53 @@ def test_luspo_is_the_sequence_ratio_with_a_sum_over_tokens():
 def test_kl_to_the_reference():
     table = make()
     agree(ours(table, SequenceMean(), CLIP, KL(k3, 0.1)), _grpo(table, beta=0.1))
+
+
+def test_the_kl_with_its_bias_corrected():
+    table = make()
+    part = KL(k3, 0.1, ratio=TokenRatio())
+    agree(ours(table, SequenceMean(), CLIP, part), _grpo(table, beta=0.1, use_bias_correction_kl=True))
+
+
+def test_the_off_policy_sequence_mask():
+    table, limit = make(spread=1.0), 0.0
+    agree(ours(table, SequenceMean(), OffPolicyMasked(CLIP, limit)), _grpo(table, off_policy_mask_threshold=limit))
+    assert not torch.allclose(ours(table, SequenceMean(), CLIP)[0], _grpo(table, off_policy_mask_threshold=limit)[0])
+
+
+def test_rloo_clips_the_whole_trajectorys_ratio():
+    table = make(holes=False)
+    inputs = dict.fromkeys(("prompt_ids", "prompt_mask", "completion_ids"), torch.zeros(8, 7, dtype=torch.long))
+    mask = table.mask.double()
+    inputs |= {
+        "completion_mask": mask,
+        "old_logps": (table.old_logp * mask).sum(1),
+        "advantages": table.advantage[:, 0],
+    }
+
+    def loss_of(logp):
+        stub = SimpleNamespace(
+            epsilon_low=0.2,
+            epsilon_high=0.28,
+            model=EVAL,
+            accelerator=ACCELERATOR,
+            aux_loss_enabled=False,
+            _metrics=defaultdict(lambda: defaultdict(list)),
+            _get_per_token_logps_and_entropies=lambda *_, **__: (logp, torch.zeros_like(logp), None),
+        )
+        return RLOOTrainer._compute_loss(stub, None, inputs)
+
+    agree(ours(table, SequenceMean(), Clip(0.2, 0.28, ratio=TrajectoryRatio())), theirs(table, loss_of))
+
+
+def test_the_tokens_of_high_entropy():
+    table, g = make(), torch.Generator().manual_seed(7)
+    entropy = torch.rand(table.mask.shape, generator=g)
+    stub = SimpleNamespace(accelerator=SimpleNamespace(gather=_same, pad_across_processes=lambda x, **_: x))
+    expected = GRPOTrainer.get_high_entropy_mask(stub, entropy, table.mask, 0.8)
+    count = int(expected.sum())
+    found = Top(share=count / int(table.mask.sum()))(table.having(old_entropy=entropy))
+    assert found.equal(expected) and count > 3
 
 
 def test_gmpo():
@@ -348,14 +386,14 @@ def test_kto_given_its_origin():
         ref_KL_logps=torch.zeros(8).double(),
     )
 
-    def trl_loss(logp):
+    def trl_loss(logp, kind="kto"):
         zeros = torch.zeros_like(logp)
         stub = SimpleNamespace(
-            loss_type="kto",
+            loss_type=kind,
             beta=0.1,
             desirable_weight=1.0,
             undesirable_weight=1.5,
-            calculate_KL=True,
+            calculate_KL=kind == "kto",
             precompute_ref_logps=True,
             aux_loss_enabled=False,
             model=EVAL,
@@ -372,6 +410,12 @@ def test_kto_given_its_origin():
         return P.prospect(score, label, 0.1 * kl_logp.mean().clamp_min(0), 1.0, 1.5).mean()
 
     agree(theirs(table, our_loss), theirs(table, trl_loss))
+
+    def anchored(logp):  # APO-zero of single responses is KTO with its origin at 0
+        score = 0.1 * P.sequence_logp(logp - table.ref_logp, table.mask)
+        return P.prospect(score, label, 0.0, 1.0, 1.5).mean()
+
+    agree(theirs(table, anchored), theirs(table, lambda logp: trl_loss(logp, "apo_zero_unpaired")))
 
 
 # --- distillation -------------------------------------------------------------------------------------------------

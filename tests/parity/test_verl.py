@@ -1,30 +1,6 @@
 """Agreement with verl's `core_algos`, called as it is.
 
-Where verl differs from us, or from the paper that it names (each difference has a test below):
-
-* A trajectory alone in its group: GRPO, RLOO, OPO, REINFORCE++-baseline and the optimal token baseline give it its raw
-  reward as advantage; ours give 0, as nothing is known of how it compares. verl's `rloo_vectorized` gives 0 too.
-* Whitening divides by sqrt(var + 1e-8), ours by std + 1e-8.
-* `gpg` scales by N over the count of *nonzero rewards*; the paper (arXiv 2504.02546) by N over the trajectories whose
-  group is neither all right nor all wrong. With 0/1 rewards verl's scale depends on the success rate even where
-  every group has a signal. Ours is the paper's.
-* `gdpo` whitens over tokens, so long responses weigh more in mean and deviation; ours over trajectories, as the paper's
-  batch normalisation (arXiv 2601.05242). With equal lengths they differ by Bessel's correction alone.
-* `optimal_token_baseline` by default sets the baseline to 0 where only the longest trajectory is left; there ours is
-  that trajectory's own return (advantage 0), as is verl's with `handle_zero_tail=False`.
-* `remax` leaves credit on the steps between two turns (off the mask); ours is 0 there.
-* Sequence means divide by the rows that have a step; ours by all rows of the batch, also those masked out whole.
-* `vanilla` always has the dual clip (c = 3).
-* `gspo` bounds the sequence ratio by e^10, ours bounds token log-ratios by +-20.
-* `clip_cov` and `kl_cov` choose tokens in each microbatch, ours over the whole minibatch. verl takes covariances with
-  the current log-probabilities (ours: `column="now_logp"`; by default the old ones) and skips tokens that the ratio
-  has clipped. Equal where the two policies differ by a constant.
-* `dppo_*` write -sg(min(rho, c)) A log pi, ours -rho A: equal gradients up to the cap c; values differ.
-* `geo_mean` is a mean over rows of one loss; ours stands on each step: `SequenceMean` makes them equal.
-* k3's value is held within 10.
-
-verl has, and we do not: `dro`, the `abs` penalty and straight-through `k3+`, `grpo_passk` (arXiv 2503.19595: best minus
-second best; our `PassAtK` is arXiv 2508.10751, another estimator), PF-PPO reweighting.
+docs/parity.md lists where verl differs from us, or from the paper that it names; each difference has a test here.
 """
 
 from __future__ import annotations
@@ -40,10 +16,19 @@ from surefoot.objective import advantages as A
 from surefoot.objective import credit as C
 from surefoot.objective.aggregation import ConstantLength, On, SequenceMean, TokenBudget, TokenMean
 from surefoot.objective.controllers import AdaptiveKL
-from surefoot.objective.divergences import KL, absolute, k1, k2, k3
+from surefoot.objective.divergences import KL, StraightThrough, absolute, k1, k2, k3
 from surefoot.objective.entropy import EntropyBonus, entropy
 from surefoot.objective.ratios import SequenceTokenRatio, TokenRatio, TrajectoryRatio
-from surefoot.objective.selection import CovarianceBand, HighCovariance, Not
+from surefoot.objective.rewards import KLInReward
+from surefoot.objective.selection import (
+    CovarianceBand,
+    EngineMatch,
+    HighCovariance,
+    Not,
+    max_of_steps,
+    mean_of_steps,
+    sum_of_steps,
+)
 from surefoot.objective.surrogates import (
     CISPO,
     SAPO,
@@ -65,7 +50,10 @@ core = pytest.importorskip(
     reason="needs verl: pip install --no-deps verl, ray, tensordict, omegaconf>=2.4 (--pre), codetiming, ...",
     exc_type=ImportError,
 )
-from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights  # noqa: E402
+from verl.trainer.ppo.rollout_corr_helper import (  # noqa: E402
+    compute_rollout_correction_weights,
+    compute_rollout_rejection_mask,
+)
 from verl.workers.config.actor import ActorConfig, PolicyLossConfig  # noqa: E402
 
 
@@ -169,6 +157,20 @@ def test_gpg_differs_by_a_factor_of_the_batch():
     _close(2 * A.GPG()(mixed), b)
 
 
+def test_the_lift_of_the_best():
+    table = make().having(reward=torch.tensor([0.3, 0.9, 0.1, 0.5, 2.0, 1.0, 1.0, 0.0]).double())
+    function = core.get_adv_estimator_fn("grpo_passk")
+    b = function(_rewards(table), table.mask.double(), _index(table), config={"norm_adv_by_std_in_grpo": False})[0]
+    _close(A.LiftOfBest()(table), b)
+
+
+def test_kl_in_the_reward():
+    table = make()
+    paid = KLInReward(coef=0.3)(table.having(rewards={"task": table.reward}))["step_reward"]
+    b = core.compute_rewards(_rewards(table), table.old_logp, table.ref_logp, 0.3)
+    _close(paid, b * table.mask)
+
+
 def _gdpo(table, names):
     """verl reads the named rewards from the batch; their position in the response does not matter."""
     batch = {"prompts": torch.zeros(8, 1), "attention_mask": torch.ones(8, 1 + table.steps, dtype=torch.long)}
@@ -264,6 +266,12 @@ def test_trust_regions_have_equal_gradients(name, divergence):
     assert not torch.allclose(a[0], b[0])
 
 
+def test_dro_is_the_score_function_and_a_quadratic_price():
+    table = make()
+    a = ours(table, TokenMean(), PolicyGradient(), KL(k2, 0.7, "old_logp"))
+    agree(a, _policy(table, "dro", loss={"dro_beta": 0.7}, **BOUNDS))
+
+
 def test_clip_cov_has_equal_gradients_where_policies_differ_by_a_constant():
     """With share 1 every token in the band of covariances is taken, so that chance plays no part."""
     table = make()
@@ -302,6 +310,24 @@ def test_engine_correction(level, threshold, part):
     assert theirs[table.mask].unique().numel() >= 2  # some are cut, some are not
 
 
+@pytest.mark.parametrize(
+    ("name", "limits", "part"),
+    [
+        ("token_k1", "0.8_1.3", EngineMatch(k1, low=math.log(0.8), high=math.log(1.3))),
+        ("token_k3", "0.05", EngineMatch(k3, high=0.05)),
+        ("seq_sum_k1", "0.5_1.5", EngineMatch(k1, sum_of_steps, math.log(0.5), math.log(1.5))),
+        ("seq_mean_k2", "0.1", EngineMatch(k2, mean_of_steps, high=0.1)),
+        ("seq_max_k3", "0.2", EngineMatch(k3, max_of_steps, high=0.2)),
+    ],
+)
+def test_rejection_of_what_the_engine_sees_otherwise(name, limits, part):
+    table = make(spread=0.5)
+    gap, mask = table.old_logp - table.ref_logp, table.mask.double()
+    b = compute_rollout_rejection_mask(gap, mask, name, limits)[0].bool()
+    a = part(table.having(rollout_logp=table.ref_logp))
+    assert a.equal(b) and a.any() and not a[table.mask].all()
+
+
 # --- aggregation --------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +364,11 @@ def test_aggregation_over_ranks():
 # --- the rest -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "estimator"), [("k1", k1), ("kl", k1), ("k2", k2), ("mse", k2), ("low_var_kl", k3)])
+ESTIMATORS = {"k1": k1, "kl": k1, "k2": k2, "mse": k2, "low_var_kl": k3, "abs": absolute}
+ESTIMATORS |= {f"k{n}+": StraightThrough(k, k2) for n, k in ((1, k1), (3, k3))}
+
+
+@pytest.mark.parametrize(("name", "estimator"), ESTIMATORS.items(), ids=ESTIMATORS)
 def test_kl_penalties(name, estimator):
     table = make()
     b = theirs(
