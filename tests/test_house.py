@@ -19,6 +19,7 @@ FLOORS = {
     "rollout": {"errors", "rollouts", "parts", "rollout", "policies"},
     "policies": {"errors", "rollouts", "specs", "objective", "policies", "rollout"},
     "tasks": {"errors", "rollouts", "rollout", "specs", "policies", "tasks"},
+    "search": {"errors", "rollouts", "rollout", "policies", "search"},
     "evaluation": {"errors", "rollouts", "rollout", "tasks", "evaluation"},
     "methods": {"errors", "rollouts", "parts", "method", "objective", "methods", "rollout", "exact", "evaluation"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 HELP = "held-out accuracy of a policy or run: pass@k, maj@k, calibration"
 
@@ -18,6 +19,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, help="none takes the task's limit")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--guide",
+        action="append",
+        default=[],
+        metavar="POLICY[=WEIGHT]",
+        help="multiply each next token's probability by this policy's, to the power of the weight (1); repeatable",
+    )
     parser.add_argument("--suite", help="free questions with a judge instead of a task: emergent-misalignment")
     parser.add_argument("--judge", help="the model that judges a suite's answers; none: the policy itself")
     parser.add_argument("--json", action="store_true")
@@ -47,15 +55,33 @@ def run(args: argparse.Namespace) -> int:
         return _suite(args, policy)
     task = tasks.load(spec or tasks.DEFAULT, reward)
     sampling = Sampling(args.temperature, max_new_tokens=args.max_new_tokens or task.max_new_tokens)
-    record = sf.evaluate(policy, task, problems=args.problems, k=args.k, seed=args.seed, sampling=sampling)
+    asked = guided(policy, args.guide) if args.guide else policy
+    record = sf.evaluate(asked, task, problems=args.problems, k=args.k, seed=args.seed, sampling=sampling)
     if args.json:
         print(json.dumps({k: v for k, v in record.items() if k not in ("samples", "per_problem")}))
         return 0
-    print(f"{args.policy} on {task.name}: {record['n']} held-out problems, {args.k} samples each")
+    by = f" guided by {', '.join(args.guide)}" if args.guide else ""
+    print(f"{args.policy}{by} on {task.name}: {record['n']} held-out problems, {args.k} samples each")
     for key, value in record.items():
         if isinstance(value, (int, float)) and key != "n":
             print(f"  {key:<10} {shown(record, key)}")
     return 0
+
+
+def guided(policy: str, guides: list[str]) -> Any:
+    """The policy under the guides of `POLICY[=WEIGHT]`."""
+    import surefoot as sf
+    from surefoot.errors import InputError
+    from surefoot.search.guided import Guided
+
+    found = []
+    for guide in guides:
+        name, equals, weight = guide.rpartition("=")
+        try:
+            found.append((sf.load_policy(name if equals else guide), float(weight) if equals else 1.0))
+        except ValueError:
+            raise InputError(f"--guide {guide!r}: weight {weight!r}; expected a number") from None
+    return Guided(sf.load_policy(policy), found)
 
 
 SUITES = ("emergent-misalignment",)

@@ -17,7 +17,7 @@ from surefoot.errors import InputError, nearest
 from surefoot.objective.chunked import log_collision, token_logp
 from surefoot.policies import llama
 from surefoot.policies.base import refuse_unknown
-from surefoot.rollout.native import Sampling, generate
+from surefoot.rollout.native import Sampling, continued, decoder
 from surefoot.rollouts import Rollouts
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -154,6 +154,10 @@ class CausalLM:
         rows = [row[keep].tolist() for row, keep in zip(tokens, present, strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
+    def engine(self, tokens: Int[Tensor, "m p"], valid: Bool[Tensor, "m p"], group: Int[Tensor, "n"]) -> Any:
+        """What draws the next tokens of prompts `tokens[group]` (`rollout.native.decoder`)."""
+        return decoder(self.model, tokens, valid, group, self.fast)
+
     # --- sampling and scoring ---------------------------------------------------------------------------------
 
     def sample(
@@ -161,7 +165,9 @@ class CausalLM:
     ) -> Rollouts:
         """One trajectory for each entry of `group`, which indexes `questions`."""
         tokens, valid = self.encode(questions, room=sampling.max_new_tokens)
-        out = generate(self.model, tokens, valid, group, seeds, sampling, self.stop, self.pad, self.fast)
+        with torch.no_grad():
+            engine = self.engine(tokens, valid, group)
+            out = continued(engine, seeds, sampling, self.stop, self.pad)
         turn = torch.where(out.present, 0, -1)
         return Rollouts(
             dict(

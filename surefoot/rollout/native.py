@@ -112,7 +112,6 @@ class Generation:
     truncated: Tensor
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     prompts: Int[Tensor, "m p"],
@@ -132,8 +131,16 @@ def generate(
         stop: token ids that end a row.
         fast: use the packed Llama decoder where it applies; else the Hugging Face forward (the slow twin).
     """
-    engine = decoder(model, prompts, valid, group, fast)
-    rows, limit = len(group), sampling.max_new_tokens
+    with torch.no_grad():
+        return continued(decoder(model, prompts, valid, group, fast), seeds, sampling, stop, pad)
+
+
+@torch.no_grad()
+def continued(
+    engine: Any, seeds: Int[Tensor, "n"], sampling: Sampling, stop: Sequence[int], pad: int = 0
+) -> Generation:
+    """Draw from the rows of an engine (`first`, `step`, `keep`: see `decoder`) until they end."""
+    rows, limit = len(seeds), sampling.max_new_tokens
     out_tokens = torch.full((rows, limit), pad)
     out_logp = torch.zeros(rows, limit)
     length = torch.zeros(rows, dtype=torch.long)

@@ -1,0 +1,1 @@
+"""Methods that spend computation at inference."""

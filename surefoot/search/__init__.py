@@ -1,0 +1,1 @@
+"""Alignment at inference: what a frozen policy says when something guides it."""
