@@ -66,8 +66,8 @@ def tree(reward: Reward, seed: int) -> TokenTree:
     first, table = rng.dirichlet(np.full(SYMBOLS, 2.0)), rng.dirichlet(np.full(SYMBOLS, 2.0), SYMBOLS)
     strings = list(product(range(SYMBOLS), repeat=LENGTH))
     s = np.array(strings)
-    base = first[s[:, 0]] * table[s[:, :-1], s[:, 1:]].prod(1)
-    return TokenTree(SYMBOLS, LENGTH, np.array([reward(x) for x in strings]), base)
+    law = first[s[:, 0]] * table[s[:, :-1], s[:, 1:]].prod(1)
+    return TokenTree(SYMBOLS, LENGTH, np.array([reward(x) for x in strings]), law)
 
 
 def prefix_rewards(reward: Reward) -> Float[np.ndarray, "n v"]:
@@ -92,30 +92,36 @@ def at_levels(kl: Sequence[float], reward: Sequence[float], levels: Sequence[flo
     return list(np.interp(levels, np.array(kl)[order], np.array(reward)[order], right=np.nan))
 
 
+def base(t: TokenTree) -> Float[np.ndarray, "l"]:
+    """The base's law over strings."""
+    return np.asarray(t.reference, float)
+
+
 def best_of(t: TokenTree, N: float) -> Float[np.ndarray, "l"]:
     """The law of the best of N strings of the base, ties shared."""
     values, group = np.unique(t.leaf_reward, return_inverse=True)
-    below = np.concatenate([[0.0], np.bincount(group, t.reference, len(values)).cumsum()])
+    below = np.concatenate([[0.0], np.bincount(group, base(t), len(values)).cumsum()])
     mass = np.diff(below)
     won = np.diff(below**N)
-    return t.reference * (won / mass)[group]
+    return base(t) * (won / mass)[group]
 
 
 def frontiers(name: str, seed: int) -> dict[str, list[float]]:
     """Expected reward of every way of guiding at the levels of KL; `base` first."""
     t = tree(REWARDS[name], seed)
-    base = log_or_minus_inf(t.node_policy(t.reference))
+    law = base(t)
+    tokens = log_or_minus_inf(t.node_policy(law))
     arm = log_or_minus_inf(t.node_policy(softmax(t.leaf_reward)))
     prefix = prefix_rewards(REWARDS[name])
     sweeps = {
         "exact tilt": [t.optimum(1 / s) for s in STRENGTHS],
-        "GenARM": [np.exp(t.log_leaves(product_of(base, arm, s))) for s in STRENGTHS],
-        "prefixes": [np.exp(t.log_leaves(base + s * prefix)) for s in STRENGTHS],
+        "GenARM": [np.exp(t.log_leaves(product_of(tokens, arm, s))) for s in STRENGTHS],
+        "prefixes": [np.exp(t.log_leaves(tokens + s * prefix)) for s in STRENGTHS],
         "best of N": [best_of(t, N) for N in np.geomspace(1, 200, 40)],
     }
-    found = {"base": [float(t.reference @ t.leaf_reward)] * len(LEVELS)}
+    found = {"base": [float(law @ t.leaf_reward)] * len(LEVELS)}
     for way, laws in sweeps.items():
-        points = [(float(KL(p, t.reference)), float(p @ t.leaf_reward)) for p in (t.reference, *laws)]
+        points = [(float(KL(p, law)), float(p @ t.leaf_reward)) for p in (law, *laws)]
         found[way] = at_levels(*zip(*points, strict=True))
     return found
 
