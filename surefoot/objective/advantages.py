@@ -71,14 +71,16 @@ def leave_one_out(reward: Float[Tensor, "n"], group: Int[Tensor, "n"]) -> Float[
     return relative(reward, group, leave_one_out_mean)
 
 
-def whiten(x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], eps: float = 1e-8) -> Float[Tensor, "n t"]:
+def whiten(
+    x: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"], eps: float = 1e-8, scale: Statistic = group_std
+) -> Float[Tensor, "n t"]:
     """Zero mean and unit deviation over the masked steps; 0 elsewhere, and everywhere without contrast.
 
     >>> whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
     tensor([[-0.7071,  0.7071,  0.0000]])
     """
     out, chosen = torch.zeros_like(working(x)), x[mask]
-    out[mask] = relative(chosen, torch.zeros_like(chosen, dtype=torch.long), group_mean, group_std, eps)
+    out[mask] = relative(chosen, torch.zeros_like(chosen, dtype=torch.long), group_mean, scale, eps)
     return out
 
 
