@@ -348,7 +348,7 @@ class ReMax(Part):
     reads = ("reward", "baseline_reward", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        return spread(rollouts.reward - rollouts.baseline_reward, rollouts.mask)
+        return spread(working(rollouts.reward) - working(rollouts.baseline_reward), rollouts.mask)
 
 
 @dataclass(frozen=True)

@@ -34,22 +34,22 @@ def gae(
 ) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16): advantages and value targets, 0 off the mask.
 
-    Steps off the mask (tool output, padding) are skipped: the next chosen step is the successor. The trajectory
-    ends after its last chosen step, with value 0.
+    Steps off the mask (tool output, padding) are skipped: the next chosen step is the successor, and what is paid on
+    them counts for the chosen step before. The trajectory ends after its last chosen step, with value 0.
 
     >>> one = torch.ones(1, 3, dtype=torch.bool)
     >>> gae(torch.tensor([[0., 0., 1.]]), torch.tensor([[.5, .5, .5]]), one, lam=0.5)[0]
     tensor([[0.1250, 0.2500, 0.5000]])
     """
+    reward, value = working(reward), working(value)
     advantage = torch.zeros_like(value)
-    next_value = value.new_zeros(len(value))
-    running = value.new_zeros(len(value))
+    running = next_value = pending = value.new_zeros(len(value))
     for t in reversed(range(value.shape[1])):
-        here = mask[:, t]
-        delta = reward[:, t] + gamma * next_value - value[:, t]
-        step = delta + gamma * lam * running
+        here, paid = mask[:, t], reward[:, t] + pending
+        step = paid + gamma * next_value - value[:, t] + gamma * lam * running
         running = step.where(here, running)
         next_value = value[:, t].where(here, next_value)
+        pending = paid.where(~here, 0.0)
         advantage[:, t] = step.where(here, 0.0)
     return advantage, (advantage + value).where(mask, 0.0)
 
@@ -172,7 +172,7 @@ class StepLevel(Part):
     reads = ("step_reward", "group", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        to_go = reward_to_go(rollouts.step_reward, rollouts.mask, self.gamma)
+        to_go = reward_to_go(working(rollouts.step_reward), rollouts.mask, self.gamma)
         key = rollouts.group[:, None].expand_as(to_go)
         return _against(to_go, key, rollouts.mask, self.scale, self.eps)
 
@@ -220,6 +220,6 @@ class OptimalTokenBaseline(Part):
     reads = ("reward", "old_logp", "old_collision", "group", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        energy = 1 - 2 * rollouts.old_logp.exp() + rollouts.old_collision.exp()
-        to_go = rollouts.reward[:, None] * rollouts.mask
+        energy = 1 - 2 * working(rollouts.old_logp).exp() + working(rollouts.old_collision).exp()
+        to_go = working(rollouts.reward)[:, None] * rollouts.mask
         return to_go - optimal_token_baseline(to_go, energy, rollouts.mask, rollouts.group)

@@ -120,7 +120,7 @@ class SequenceKD(Part):
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         if not self.coef:
             return torch.zeros_like(rollouts.mask, dtype=torch.float32)
-        return -self.coef * rollouts.logp.where(rollouts.mask, 0.0)
+        return -self.coef * working(rollouts.logp).where(rollouts.mask, 0.0)
 
 
 @dataclass(frozen=True)

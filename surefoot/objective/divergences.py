@@ -103,8 +103,7 @@ class KL(Part):
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         if not self.coef:
             return torch.zeros_like(rollouts.mask, dtype=torch.float32)
-        logp = rollouts.logp.where(rollouts.mask, 0.0)
-        ref = rollouts[self.reference].where(rollouts.mask, 0.0)
+        logp, ref = (working(rollouts[c]).where(rollouts.mask, 0.0) for c in ("logp", self.reference))
         value = self.coef * self.estimator(logp, ref)
         return value * self.ratio.of(rollouts) if self.ratio else value
 
@@ -116,13 +115,17 @@ class FDivergence(Protocol):
     """An f-divergence `D_f(p || q) = sum q f(p / q)` by its convex f with f(1) = 0, as a function of log(p/q).
 
     Attributes:
-        f: `u -> f(e^u)`, so that extreme ratios stay in log space until the end.
+        f: `u -> f(e^u)`, taken where p is below q.
+        over: `u -> f(e^u) / e^u`, taken where p is above: `q f(p/q) = p over(log p/q)`, and nothing overflows that the
+            divergence itself does not.
         at_zero: `f(0)`, the price of no mass where q has some; `INF` where it is not finite.
         slope_at_infinity: `lim f(t) / t`, the price of mass where q has none.
     """
 
     @property
     def f(self) -> Callable[[Tensor], Tensor]: ...
+    @property
+    def over(self) -> Callable[[Tensor], Tensor]: ...
     @property
     def at_zero(self) -> float: ...
     @property
@@ -135,17 +138,20 @@ class Generator:
 
     name: str
     f: Callable[[Tensor], Tensor]
+    over: Callable[[Tensor], Tensor]
     at_zero: float
     slope_at_infinity: float
 
 
 INF = float("inf")
-REVERSE_KL = Generator("KL(p||q)", lambda u: u.exp() * u, 0.0, INF)
-FORWARD_KL = Generator("KL(q||p)", lambda u: -u, INF, 0.0)
-JEFFREYS = Generator("KL(p||q) + KL(q||p)", lambda u: u.expm1() * u, INF, INF)
-CHI_SQUARED = Generator("chi^2(p||q)", lambda u: u.expm1().square(), 1.0, INF)
-TOTAL_VARIATION = Generator("TV(p, q)", lambda u: 0.5 * u.expm1().abs(), 0.5, 0.5)
-SQUARED_HELLINGER = Generator("H^2(p, q)", lambda u: 0.5 * (0.5 * u).expm1().square(), 0.5, 0.5)
+REVERSE_KL = Generator("KL(p||q)", lambda u: u.exp() * u, lambda u: u, 0.0, INF)
+FORWARD_KL = Generator("KL(q||p)", lambda u: -u, lambda u: -u * (-u).exp(), INF, 0.0)
+JEFFREYS = Generator("KL(p||q) + KL(q||p)", lambda u: u.expm1() * u, lambda u: -(-u).expm1() * u, INF, INF)
+CHI_SQUARED = Generator("chi^2(p||q)", lambda u: u.expm1().square(), lambda u: -u.expm1() * (-u).expm1(), 1.0, INF)
+TOTAL_VARIATION = Generator("TV(p, q)", lambda u: 0.5 * u.expm1().abs(), lambda u: 0.5 * (-u).expm1().abs(), 0.5, 0.5)
+SQUARED_HELLINGER = Generator(
+    "H^2(p, q)", lambda u: 0.5 * (0.5 * u).expm1().square(), lambda u: 0.5 * (-0.5 * u).expm1().square(), 0.5, 0.5
+)
 
 
 @dataclass(frozen=True)
@@ -162,8 +168,16 @@ class SkewedJS(Part):
     weight: float = 0.5
 
     def f(self, u: Tensor) -> Tensor:
-        mixture = torch.logaddexp(u + math.log(self.weight), torch.full_like(u, math.log1p(-self.weight)))
+        mixture = self._mixture(u)
         return self.weight * u.exp() * (u - mixture) - (1 - self.weight) * mixture
+
+    def over(self, u: Tensor) -> Tensor:
+        mixture = self._mixture(u)
+        return self.weight * (u - mixture) - (1 - self.weight) * mixture * (-u).exp()
+
+    def _mixture(self, u: Tensor) -> Tensor:
+        """`log(m / q)`."""
+        return torch.logaddexp(u + math.log(self.weight), torch.full_like(u, math.log1p(-self.weight)))
 
     @property
     def at_zero(self) -> float:
@@ -192,6 +206,14 @@ class Alpha(Part):
             return u.expm1() - u
         return ((self.alpha * u).expm1() - self.alpha * u.expm1()) / (self.alpha * (self.alpha - 1))
 
+    def over(self, u: Tensor) -> Tensor:
+        if self.alpha == 1:
+            return u + (-u).expm1()
+        if self.alpha == 0:
+            return -(-u).expm1() - u * (-u).exp()
+        power = ((self.alpha - 1) * u).expm1() - (-u).expm1()
+        return (power + self.alpha * (-u).expm1()) / (self.alpha * (self.alpha - 1))
+
     @property
     def at_zero(self) -> float:
         return 1 / self.alpha if self.alpha > 0 else INF
@@ -213,7 +235,8 @@ def f_divergence(
     inside = logq > -torch.inf
     p_zero = logp == -torch.inf
     u = (logp - logq).where(inside & ~p_zero, 0.0)
-    value = logq.where(inside, 0.0).exp() * generator.f(u)
+    p, q = logp.where(~p_zero, 0.0).exp(), logq.where(inside, 0.0).exp()
+    value = torch.where(u > 0, p * generator.over(u.clamp_min(0)), q * generator.f(u.clamp_max(0)))
     missed = logq.exp().where(p_zero & inside, 0.0).sum(-1)
     outside = logp.exp().where(~inside, 0.0).sum(-1)
     return (
@@ -241,7 +264,7 @@ class Sampled(Part):
     def __call__(self, logp: Float[Tensor, "*s"], ref: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         u = (logp - ref).detach().clamp(-LIMIT, LIMIT)
         slope = self._slope(u) - self._slope(torch.zeros_like(u))
-        return (-u).exp() * self.of.f(u) + slope * (logp - logp.detach())
+        return self.of.over(u) + slope * (logp - logp.detach())
 
     def _slope(self, u: Tensor) -> Tensor:
         """f' at e^u."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from surefoot.errors import InputError
+from surefoot.objective.groups import working
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -119,9 +120,9 @@ class EntropyBonus(Part):
         if not self.coef:
             return torch.zeros_like(mask, dtype=torch.float32)
         if self.kind is None:
-            value = rollouts.entropy
+            value = working(rollouts.entropy)
         else:
-            value = self.kind(rollouts.logits.where(mask[..., None], 0.0))
+            value = self.kind(working(rollouts.logits).where(mask[..., None], 0.0))
         return -self.coef * value.where(mask, 0.0)
 
 

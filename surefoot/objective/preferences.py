@@ -31,6 +31,7 @@ from torch import Tensor
 from surefoot.errors import InputError
 from surefoot.objective.groups import joint_key, working
 from surefoot.objective.ratios import LIMIT, anchored
+from surefoot.objective.rewards import last_step
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -400,9 +401,7 @@ class EndValue(Part):
     reads = ("value", "mask")
 
     def __call__(self, rollouts: Rollouts, partner: Int[Tensor, "n"] | None = None) -> Float[Tensor, "n"]:
-        last = (rollouts.mask.sum(1) - 1).clamp_min(0)
-        value = working(rollouts.value).where(rollouts.mask, 0.0)
-        return value.gather(1, last[:, None])[:, 0]
+        return working(rollouts.value).where(last_step(rollouts.mask), 0.0).sum(1)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from surefoot.objective.groups import working
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -25,7 +26,7 @@ def log_ratio(logp: Float[Tensor, "n t"], anchor: Float[Tensor, "n t"], mask: Bo
     >>> log_ratio(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, 0.0]]), torch.tensor([[True, False]]))
     tensor([[0.5000, 0.0000]])
     """
-    return (logp.where(mask, 0.0) - anchor.detach().where(mask, 0.0)).clamp(-LIMIT, LIMIT)
+    return (working(logp).where(mask, 0.0) - working(anchor).detach().where(mask, 0.0)).clamp(-LIMIT, LIMIT)
 
 
 def anchored(anchors: Sequence[Float[Tensor, "n t"]], weights: Sequence[float]) -> Float[Tensor, "n t"]:
@@ -125,7 +126,7 @@ class SequenceTokenRatio(Ratio):
 
     def log(self, logp, anchor, mask, turn=None):
         level = mean_over(log_ratio(logp, anchor, mask), mask, None).detach()
-        own = logp.where(mask, 0.0)
+        own = working(logp).where(mask, 0.0)
         return level + own - own.detach()
 
 

@@ -35,14 +35,22 @@ def overlong_penalty(length: Int[Tensor, "n"], limit: int, buffer: int) -> Float
     return 0.0 - (over / buffer).clamp(0, 1) if buffer else torch.zeros_like(over)
 
 
+def last_step(mask: Bool[Tensor, "n t"]) -> Bool[Tensor, "n t"]:
+    """The last chosen step of each trajectory.
+
+    >>> last_step(torch.tensor([[True, False, True, False]]))
+    tensor([[False, False,  True, False]])
+    """
+    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+
+
 def reward_at_last_step(reward: Float[Tensor, "n"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
     """The trajectory's reward on its last chosen step, 0 elsewhere.
 
     >>> reward_at_last_step(torch.tensor([5.0]), torch.tensor([[True, True, False]]))
     tensor([[0., 5., 0.]])
     """
-    remaining = mask.flip(1).cumsum(1).flip(1)
-    return reward[:, None] * (mask & (remaining == 1)).to(reward.dtype)
+    return reward[:, None] * last_step(mask).to(reward.dtype)
 
 
 def shaped(

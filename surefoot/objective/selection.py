@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from surefoot.objective.divergences import k3
+from surefoot.objective.groups import working
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -161,7 +162,7 @@ def covariance(
     tensor([[1., 1.]])
     """
     count = mask.sum().clamp_min(1)
-    x, y = (v.detach().where(mask, 0.0) for v in (logp, advantage))
+    x, y = (working(v).detach().where(mask, 0.0) for v in (logp, advantage))
     return ((x - x.sum() / count) * (y - y.sum() / count)).where(mask, 0.0)
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from surefoot.objective.groups import working
 from surefoot.objective.ratios import Ratio, TokenRatio, TrajectoryRatio, clipped_geometric_mean, log_ratio, mean_over
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
@@ -87,7 +88,7 @@ class PolicyGradient(Part):
     vanishes_with_advantage = True
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        return -rollouts.advantage * rollouts.logp.where(rollouts.mask, 0.0)
+        return -rollouts.advantage * working(rollouts.logp).where(rollouts.mask, 0.0)
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class TrustRegion(OffPolicy):
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         ratio = TokenRatio().of(rollouts)
-        logp, old = rollouts.logp.detach().where(rollouts.mask, -1.0), rollouts.old_logp.where(rollouts.mask, -1.0)
+        logp, old = (working(rollouts[c]).detach().where(rollouts.mask, -1.0) for c in ("logp", "old_logp"))
         outside = (self.divergence(logp, old) > self.limit) & ((ratio.detach() - 1) * rollouts.advantage > 0)
         return -(ratio * rollouts.advantage).where(~outside, 0.0)
 
@@ -237,8 +238,8 @@ class AdvantageWeighted(Part):
     reads = ("logp", "advantage", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        weight = (rollouts.advantage.detach() / self.beta).clamp(max=math.log(self.cap)).exp()
-        return -weight * rollouts.logp.where(rollouts.mask, 0.0)
+        weight = (working(rollouts.advantage).detach() / self.beta).clamp(max=math.log(self.cap)).exp()
+        return -weight * working(rollouts.logp).where(rollouts.mask, 0.0)
 
 
 @dataclass(frozen=True)

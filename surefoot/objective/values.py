@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from surefoot.objective.groups import working
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
 
@@ -39,6 +40,6 @@ class ValueLoss(Part):
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         value, old, target = (
-            x.where(rollouts.mask, 0.0) for x in (rollouts.value, rollouts.old_value, rollouts.returns)
+            working(x).where(rollouts.mask, 0.0) for x in (rollouts.value, rollouts.old_value, rollouts.returns)
         )
         return 0.5 * self.coef * value_loss(value, old, target, self.clip)

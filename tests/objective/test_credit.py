@@ -21,7 +21,9 @@ def test_gae_equals_its_definition_and_skips_tool_steps():
     for row in range(2):
         steps = mask[row].nonzero().flatten().tolist()
         values = [float(value[row, t]) for t in steps] + [0.0]
-        deltas = [float(reward[row, t]) + gamma * values[i + 1] - values[i] for i, t in enumerate(steps)]
+        ends = [*steps[1:], 5]  # what the environment pays counts for the step before
+        paid = [float(reward[row, t:end].sum()) for t, end in zip(steps, ends, strict=True)]
+        deltas = [paid[i] + gamma * values[i + 1] - values[i] for i in range(len(steps))]
         for i, t in enumerate(steps):
             expected = sum((gamma * lam) ** (j - i) * deltas[j] for j in range(i, len(steps)))
             assert found[row, t].item() == pytest.approx(expected, abs=1e-5)

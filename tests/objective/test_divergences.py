@@ -188,11 +188,30 @@ def test_limits_and_inequalities():
 def test_the_price_of_missing_mass_is_the_limit_of_f(g):
     """f(t) as t -> 0, and f(t) / t as t -> infinity, where they are finite; growing without bound where not."""
     u = torch.tensor([30.0, 40.0], dtype=torch.float64)
-    for limit, (near, far) in ((g.at_zero, g.f(-u)), (g.slope_at_infinity, g.f(u) / u.exp())):
+    for limit, (near, far) in ((g.at_zero, g.f(-u)), (g.slope_at_infinity, g.over(u))):
         if math.isinf(limit):
             assert far > near + 5
         else:
             assert far.item() == pytest.approx(limit, abs=1e-5)
+
+
+@pytest.mark.parametrize("g", [*NAMED, d.Alpha(1.0), d.Alpha(0.0)], ids=repr)
+def test_both_forms_of_a_generator_are_one_function(g):
+    u = torch.linspace(-9, 9, 61, dtype=torch.float64)
+    torch.testing.assert_close(g.over(u), g.f(u) * (-u).exp(), rtol=1e-9, atol=1e-12)
+    assert g.f(torch.zeros(1).double()).abs() < 1e-15
+
+
+@pytest.mark.parametrize("g", NAMED, ids=repr)
+def test_nothing_overflows_that_the_divergence_itself_does_not(g):
+    """Log-ratios of 100 on both sides, in float32, against float64."""
+    p, q = torch.tensor([0.0, -100.0, -101.0]), torch.tensor([-100.0, 0.0, -101.0])
+    exact = d.f_divergence(p.double(), q.double(), g)
+    found = d.f_divergence(p, q, g)
+    if exact < 3e38:
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+    else:
+        assert found == torch.inf
 
 
 def test_the_gradient_of_a_full_divergence():

@@ -17,6 +17,7 @@ from surefoot.parts import Part
 from surefoot.rollouts import MissingColumn, Rollouts
 
 NAMED = {k: v for k, v in vars(P).items() if isinstance(v, Part) and k.isupper() and not k.startswith("_")}
+NAMED = {k: v for k, v in NAMED.items() if "logp" in v.reads}  # of policies; a reward model's are in test_properties
 PAIRED = {k: v for k, v in NAMED.items() if isinstance(v, P.Preference)}
 MARGINS = {
     "logistic": P.logistic,
@@ -190,6 +191,12 @@ def test_a_classifier_bounds_the_logistic_loss_and_most_closely_at_the_mean_scor
     a, b = (torch.tensor([x], dtype=torch.float64) for x in (w, losing))
     mean = P.binary(a, b, (a + b) / 2)
     assert P.logistic(a - b) <= mean + 1e-12 and mean <= P.binary(a, b, shift) + 1e-12
+
+
+def test_a_reward_models_score_is_the_value_at_the_last_chosen_step_also_after_a_tools():
+    mask = torch.tensor([[True, False, True, False], [True, True, False, False]])
+    value = torch.tensor([[1.0, 2.0, 3.0, float("nan")], [5.0, 6.0, 7.0, 8.0]])
+    assert P.EndValue()(Rollouts({"value": value, "mask": mask})).tolist() == [3.0, 6.0]
 
 
 def test_bco_shifts_by_a_running_mean_that_does_not_start_at_zero():
