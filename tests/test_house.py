@@ -20,7 +20,7 @@ FLOORS = {
     "policies": {"errors", "rollouts", "specs", "objective", "policies", "rollout"},
     "tasks": {"errors", "rollouts", "rollout", "specs", "policies", "tasks"},
     "search": {"errors", "rollouts", "rollout", "policies", "search"},
-    "evaluation": {"errors", "rollouts", "rollout", "tasks", "evaluation"},
+    "evaluation": {"errors", "rollouts", "objective", "rollout", "tasks", "evaluation"},
     "methods": {"errors", "rollouts", "parts", "method", "objective", "methods", "rollout", "exact", "evaluation"},
 }
 MAY_NOT = {"training": {"methods", "claims", "adapters", "cli"}, "stability": {"cli"}, "claims": {"cli"}}

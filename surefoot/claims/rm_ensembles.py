@@ -18,30 +18,18 @@ import torch
 
 from surefoot.claims import Claim, Outcome, Size, Verdict
 from surefoot.claims._tabular import over_seeds
-from surefoot.evaluation.overoptimization import Curve, best_of_n_curve, synthetic
-from surefoot.objective.rewards import Ensemble
+from surefoot.evaluation.overoptimization import Curve, best_of_n_curve, by_rule, synthetic
 
 ANSWERS, MEMBERS, SIZES = 12_500, 5, (1, 4, 16, 64, 256, 1024, 4096)
 JUDGED = (1, 16, 256, 4096)
-RULES = {
-    "mean": Ensemble(),
-    "WCO": Ensemble(temperature=0.0),
-    "UWO": Ensemble(penalty=0.5),
-}
 CARD = {"single": (0.0, 1.41, 0.97, 0.31), "mean": (0.0, 1.55, 1.90, 1.46), "WCO": (0.0, 1.62, 2.59, 3.41)}
 CARD |= {"UWO": (0.0, 1.64, 2.64, 3.44), "oracle": (0.0, 1.77, 2.83, 3.66)}
-
-
-def judged(gold: np.ndarray, members: np.ndarray) -> dict[str, np.ndarray]:
-    """The one score of each rule, of the members' scores [k, ...]."""
-    scores = torch.from_numpy(members)
-    return {"single": members[0]} | {k: rule.of(scores).numpy() for k, rule in RULES.items()} | {"oracle": gold}
 
 
 def curves(seeds: Sequence[int], correlated: bool) -> dict[str, Curve]:
     draws = [synthetic(ANSWERS, MEMBERS, np.random.default_rng([s, 31]), correlated=correlated) for s in seeds]
     gold, members = np.stack([g for g, _ in draws]), np.stack([m for _, m in draws], 1)
-    return {rule: best_of_n_curve(score, gold, SIZES) for rule, score in judged(gold, members).items()}
+    return {rule: best_of_n_curve(score, gold, SIZES) for rule, score in (by_rule(members) | {"oracle": gold}).items()}
 
 
 def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
@@ -80,7 +68,6 @@ def pebble(seeds: Sequence[int]) -> dict[str, Curve]:
     from surefoot import policies, tasks
     from surefoot.rollout.native import Sampling
     from surefoot.tasks.play import act
-    from surefoot.tasks.play import judged as judge
     from surefoot.tasks.scored import RewardModel
 
     base, speaker = tasks.load(tasks.DEFAULT), policies.load("pebble")
@@ -88,7 +75,7 @@ def pebble(seeds: Sequence[int]) -> dict[str, Curve]:
     group = torch.arange(PROMPTS).repeat_interleave(DRAWS)
     sampling = Sampling(max_new_tokens=base.max_new_tokens)
     batch = act(speaker, base, problems, group, torch.arange(len(group)), sampling)
-    right = judge(base, problems, torch.arange(PROMPTS), batch).correct.double().view(PROMPTS, DRAWS).numpy()
+    right = judged(base, problems, torch.arange(PROMPTS), batch).correct.double().view(PROMPTS, DRAWS).numpy()
     questions, said = [problems[g].question for g in group.tolist()], batch.notes["completion"]
 
     def scores(pairs: int, flipped: float, steps: int, seed: int, order: int) -> np.ndarray:
@@ -100,7 +87,7 @@ def pebble(seeds: Sequence[int]) -> dict[str, Curve]:
     found: dict[str, list[Curve]] = {}
     for seed in seeds:
         members = np.stack([scores(160, 0.25, 40, seed, order) for order in range(3)])
-        for rule, score in judged(gold, members).items():
+        for rule, score in by_rule(members).items():
             found.setdefault(rule, []).append(best_of_n_curve(score, gold, PEBBLE))
         found.setdefault("verifier", []).append(best_of_n_curve(members.mean(0), right, PEBBLE))
     return {

@@ -26,6 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY[=WEIGHT]",
         help="multiply each next token's probability by this policy's, to the power of the weight (1); repeatable",
     )
+    parser.add_argument(
+        "--best-of",
+        action="store_true",
+        help="best-of-n up to k by the reward models of a task scored:..., against gold",
+    )
+    parser.add_argument("--out", help="with --best-of: a folder for the picture of its curves")
     parser.add_argument("--suite", help="free questions with a judge instead of a task: emergent-misalignment")
     parser.add_argument("--judge", help="the model that judges a suite's answers; none: the policy itself")
     parser.add_argument("--json", action="store_true")
@@ -56,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     task = tasks.load(spec or tasks.DEFAULT, reward)
     sampling = Sampling(args.temperature, max_new_tokens=args.max_new_tokens or task.max_new_tokens)
     asked = guided(policy, args.guide) if args.guide else policy
+    if args.best_of:
+        return _best_of(args, asked, task, sampling)
     record = sf.evaluate(asked, task, problems=args.problems, k=args.k, seed=args.seed, sampling=sampling)
     if args.json:
         print(json.dumps({k: v for k, v in record.items() if k not in ("samples", "per_problem")}))
@@ -65,6 +73,36 @@ def run(args: argparse.Namespace) -> int:
     for key, value in record.items():
         if isinstance(value, (int, float)) and key != "n":
             print(f"  {key:<10} {shown(record, key)}")
+    return 0
+
+
+def _best_of(args: argparse.Namespace, policy: Any, task: Any, sampling: Any) -> int:
+    """A table, and a picture, of what best-of-n by the task's models is worth."""
+    import surefoot as sf
+    from surefoot.evaluation.overoptimization import of_policy
+
+    loaded = sf.load_policy(policy, task) if isinstance(policy, str) else policy
+    found = of_policy(loaded, task, args.problems, args.k, args.seed, sampling)
+    if args.json:
+        plain = {w: {r: c.gold.mean(0).tolist() for r, c in curves.items()} for w, curves in found.items()}
+        print(json.dumps(plain))
+        return 0
+    print(f"{args.policy} on {task.name}: best of n, {args.problems} held-out problems, {args.k} samples each")
+    for what, curves in found.items():
+        print(f"{what:<8} n" + "".join(f"{rule:>9}" for rule in curves))
+        for i, n in enumerate(2**i for i in range(args.k.bit_length())):
+            print(f"{n:>10}" + "".join(f"{curve.gold.mean(0)[i]:9.3f}" for curve in curves.values()))
+    if args.out:
+        from surefoot.report.figures import COLOURS, canvas, save
+
+        with canvas(4.4 * len(found), 3.6) as figure:
+            panels = figure.subplots(1, len(found), squeeze=False)[0]
+            for axes, (what, curves) in zip(panels, found.items(), strict=True):
+                for colour, (rule, curve) in zip(COLOURS, curves.items(), strict=False):
+                    axes.plot(curve.distance, curve.gold.mean(0), "o-", color=colour, markersize=3, label=rule)
+                axes.set(xlabel="KL from the policy, nats", ylabel=what, title=f"Best of n by models: {what}")
+            panels[0].legend(fontsize=8)
+            print(save(figure, Path(args.out) / "best-of-n")[0])
     return 0
 
 

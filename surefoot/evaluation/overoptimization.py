@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.special import gammaln
+
+from surefoot.errors import InputError
+from surefoot.evaluation.evaluate import sample_heldout
+from surefoot.objective.rewards import Ensemble
+from surefoot.rollout.native import Sampling
+from surefoot.tasks.base import Task
+
+RULES = {"mean": Ensemble(), "WCO": Ensemble(temperature=0.0), "UWO": Ensemble(penalty=0.5)}  # arXiv 2310.02743
 
 
 def best_of_n(proxy: Float[np.ndarray, "*b s"], gold: Float[np.ndarray, "*b s"], n: int) -> Float[np.ndarray, "*b"]:
@@ -90,6 +99,43 @@ def best_of_n_curve(proxy: Float[np.ndarray, "b s"], gold: Float[np.ndarray, "b 
     found = [(best_of_n(proxy, proxy, n), best_of_n(proxy, gold, n)) for n in sizes]
     shown, meant = (np.stack(side, -1) for side in zip(*found, strict=True))
     return Curve(best_of_n_kl(np.asarray(sizes, float)), shown, meant)
+
+
+def by_rule(members: Float[np.ndarray, "k *b"]) -> dict[str, Float[np.ndarray, "*b"]]:
+    """The one score of each way to judge by several models: the first alone (`single`), and each of `RULES`."""
+    scores = torch.from_numpy(members)
+    return {"single": members[0]} | {name: rule.of(scores).numpy() for name, rule in RULES.items()}
+
+
+def of_policy(
+    policy: Any, task: Task, problems: int, k: int, seed: int = 0, sampling: Sampling | None = None
+) -> dict[str, dict[str, Curve]]:
+    """Best-of-n of a policy's held-out samples by the task's models (`tasks.scored`), for n = 1, 2, 4, ... k.
+
+    Returns:
+        for each thing that was meant (`gold`, where there is a gold model, and `correct`), a curve of each rule, with a
+        row for each problem.
+
+    Raises:
+        InputError: a task without rewards of models.
+    """
+    sampling = sampling or Sampling(max_new_tokens=task.max_new_tokens)
+    batches = sample_heldout(policy, task, problems, k, seed, sampling)
+    names = [name for name in batches[0].rewards if name.startswith(Ensemble.members)]
+    if not names:
+        raise InputError(f"task {task.name!r}: has no reward of a model; expected a task of the kind 'scored'")
+
+    def column(of: Any) -> Float[np.ndarray, "p k"]:
+        return torch.cat([of(b).double() for b in batches]).view(-1, k).numpy()
+
+    members = np.stack([column(lambda b, n=name: b.rewards[n]) for name in names])
+    meant = {"gold": column(lambda b: b.rewards["gold"])} if "gold" in batches[0].rewards else {}
+    meant["correct"] = column(lambda b: b.correct)
+    sizes = [2**i for i in range(k.bit_length())]
+    return {
+        what: {rule: best_of_n_curve(score, gold, sizes) for rule, score in by_rule(members).items()}
+        for what, gold in meant.items()
+    }
 
 
 def synthetic(

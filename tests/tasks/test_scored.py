@@ -78,3 +78,25 @@ def test_bad_specifications(run):
     (run.parent / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match="a run folder without a checkpoint"):
         policies.load(str(run.parent / "empty"))
+
+
+def test_best_of_n_by_models_on_a_policys_own_samples(run, tmp_path, capsys):
+    import numpy as np
+
+    from surefoot.cli import main
+    from surefoot.evaluation.evaluate import sample_heldout
+    from surefoot.evaluation.overoptimization import of_policy
+    from surefoot.rollout.native import Sampling
+
+    model = RewardModel(policies.load(str(run)))
+    task = Scored("scored", digits_task(), {"proxy1": model, "gold": model}, tiny_policy(), problems=8, samples=4)
+    found = of_policy(tiny_policy(), task, problems=5, k=8)
+    assert set(found) == {"gold", "correct"} and set(found["gold"]) == {"single", "mean", "WCO", "UWO"}
+    batch = sample_heldout(tiny_policy(), task, 5, 8, 0, Sampling(max_new_tokens=12))[0]
+    best = batch.rewards["gold"].view(5, 8).max(1).values
+    np.testing.assert_allclose(found["gold"]["WCO"].final, best, rtol=1e-5)  # the proxy is the gold model
+    assert (np.diff(found["gold"]["single"].gold, axis=1) >= 0).all() and found["gold"]["mean"].gold.shape == (5, 4)
+    with pytest.raises(InputError, match="has no reward of a model"):
+        of_policy(tiny_policy(), digits_task(), 2, 2)
+    assert main(["eval", "pebble", "--best-of", "--k", "2", "--problems", "2"]) == 2
+    assert "expected a task of the kind 'scored'" in capsys.readouterr().err
