@@ -255,7 +255,7 @@ class Corrected(Part):
     @property
     def needs(self) -> tuple[str, ...]:
         """Columns that the factor reads."""
-        raise NotImplementedError
+        return ()
 
     @property
     def vanishes_with_advantage(self) -> bool:
