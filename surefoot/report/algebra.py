@@ -141,7 +141,7 @@ def markdown() -> str:
         name = module.__name__.removeprefix("surefoot.")
         lines += ["", f"### `{name}`", "", "| name | what | reads | defaults |", "|---|---|---|---|"]
         for name, obj in rows:
-            part = obj if inspect.isclass(obj) else None
+            part = obj if inspect.isclass(obj) and issubclass(obj, Part) else None
             values = defaults(part) if part else ""
             what, columns = _cell(first_sentence(obj)), reads(part) if part else ""
             lines.append(f"| `{name}` | {what} | {columns} | {_cell(f'`{values}`' if values else '')} |")
