@@ -110,9 +110,9 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
 LABELS = {"unsteady": "deviation of entropy, last half", "hits": "targets hit"}
 NOTES = (
     "The verdict is by the soft band from scratch, on fresh seeds: of those used while this was built ten said "
-    "reproduced and twelve refuted, so few seeds say nothing here. Late chaos is another matter: from a trained policy, "
-    "with a bonus large enough to undo it, the band keeps entropy steadier and more of the success, in all three sets "
-    "of seeds. The released code's penalty has no gradient: its curve is the bonus's."
+    "reproduced and twelve refuted, so few seeds say nothing here. Late chaos is another matter: from a trained "
+    "policy, with a bonus large enough to undo it, the band keeps entropy steadier and more of the success, in all "
+    "three sets of seeds. The released code's penalty has no gradient: its curve is the bonus's."
 )
 
 
