@@ -241,9 +241,14 @@ def f_divergence(
     outside = logp.exp().where(~inside, 0.0).sum(-1)
     return (
         value.where(inside & ~p_zero, 0.0).sum(-1)
-        + (missed * generator.at_zero).where(missed > 0, 0.0)
-        + (outside * generator.slope_at_infinity).where(outside > 0, 0.0)
+        + _price(missed, generator.at_zero)
+        + _price(outside, generator.slope_at_infinity)
     )
+
+
+def _price(mass: Float[Tensor, "*s"], each: float) -> Float[Tensor, "*s"]:
+    """`mass * each`; an infinite price has no gradient, and costs nothing where there is no mass."""
+    return mass * each if math.isfinite(each) else torch.zeros_like(mass).masked_fill(mass > 0, INF)
 
 
 @dataclass(frozen=True)

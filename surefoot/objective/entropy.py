@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from surefoot.errors import InputError
+from surefoot.objective.controllers import measured
 from surefoot.objective.groups import working
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
@@ -176,12 +177,13 @@ class EntropyTarget(Part):
     start: float = 1e-3
     low: float = 1e-6
     high: float = 0.1
+    metric: str = "entropy"
     field: str = "regularizers.entropybonus.coef"
 
     def __call__(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        if "entropy" not in metrics:
+        if not measured(metrics, self.metric):
             return {}
-        value = math.log(self.memory.get("coef", self.start)) + self.rate * (self.target - metrics["entropy"])
+        value = math.log(self.memory.get("coef", self.start)) + self.rate * (self.target - metrics[self.metric])
         coef = min(self.high, max(self.low, math.exp(value)))
         self.memory["coef"] = coef
         return {self.field: coef}

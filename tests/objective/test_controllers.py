@@ -6,6 +6,7 @@ import pytest
 
 from surefoot.errors import InputError
 from surefoot.objective import controllers as c
+from surefoot.objective.entropy import EntropyTarget
 
 ALL = [
     c.AdaptiveKL(),
@@ -13,6 +14,7 @@ ALL = [
     c.DualAscent(),
     c.PID(),
     c.Hysteresis(metric="kl"),
+    EntropyTarget(metric="kl"),
     c.Smoothed(c.AdaptiveKL(), decay=0.5),
     c.Smoothed(c.PID(), decay=0.5),
 ]

@@ -213,3 +213,16 @@ def test_ratios_from_1e_minus_20_to_1e20_are_finite_with_finite_gradients(part, 
     wide = {k: (size * torch.rand(8, 5, V, generator=g)).log_softmax(-1) for k in logits}
     loss, grads = _loss(part, table.having(**far, **wide))
     assert loss.isfinite().all() and all(x.isfinite().all() for x in grads.values())
+
+
+@pytest.mark.parametrize("part", [p for p in UPDATE if "logits" in p.reads], ids=repr)
+def test_a_forbidden_candidate_counts_nothing_and_has_no_gradient(part):
+    """One that no policy may take (log-probability -inf) against a vocabulary without it."""
+    table, logits = _make(), ("logits", "ref_logits", "teacher_logits")
+    less = table.having(**{k: table[k][..., :-1].log_softmax(-1) for k in logits})
+    more = less.having(**{k: torch.cat([less[k], torch.full_like(less[k][..., :1], -math.inf)], -1) for k in logits})
+    if isinstance(getattr(part, "kind", None), entropy.Buckets):
+        less = table.having(**{k: more[k] for k in logits})  # a map of all candidates: only finiteness is compared
+    (loss, grads), (plain, _) = _loss(part, more), _loss(part, less)
+    _close(loss, plain)
+    assert grads["logits"].isfinite().all() and (grads["logits"][..., -1] == 0).all()
