@@ -12,11 +12,12 @@ run: $(VENV)/.core
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2
 
-# Agreement with TRL and verl. verl pins an older transformers than it needs for its core: hence --no-deps.
+# Agreement with TRL, verl and d3rlpy. verl pins an older transformers, and d3rlpy an older Gymnasium, than what we use
+# of them needs: hence --no-deps.
 parity: $(VENV)/.test
 	$(PIP) --editable '.[parity]'
-	$(PIP) --no-deps verl==0.9.1
-	$(BIN)/python -c 'import trl, verl.trainer.ppo.core_algos'
+	$(PIP) --no-deps verl==0.9.1 d3rlpy==2.8.1
+	$(BIN)/python -c 'import d3rlpy, trl, verl.trainer.ppo.core_algos'
 	$(BIN)/python -m pytest tests/parity
 
 lint: $(VENV)/.test

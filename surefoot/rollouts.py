@@ -35,6 +35,8 @@ _TABLE = """
 tokens        | n t   | int   | rollout | the step taken: a token id
 actions       | n t d | float | rollout | the step taken, where it is a vector (control, flows, soft thoughts)
 states        | n t d | float | rollout | what the policy saw before each step, where it is a vector
+next_states   | n t d | float | rollout | what it saw, or would have seen, after each step
+ended         | n t   | bool  | rollout | the environment ended with this step by itself (a time limit is no end)
 mask          | n t   | bool  | rollout | the policy chose this step and it may train
 present       | n t   | bool  | rollout | the step exists (chosen, or said by a tool or environment); false is padding
 turn          | n t   | int   | rollout | index of the turn a step belongs to, from 0; -1 on padding
@@ -58,6 +60,7 @@ old_logp      | n t   | float | signal  | log-probability when the batch was mad
 old_entropy   | n t   | float | signal  | entropy of the step's distribution when the batch was made, nats
 old_collision | n t   | float | signal  | log sum_v pi(v)^2 of the step's distribution when the batch was made
 old_value     | n t   | float | signal  | value before each step when the batch was made
+old_next_value | n t  | float | signal  | value after each step when the batch was made, whether it ended there or not
 old_kl        | n t   | float | signal  | KL divergence of the step from the reference when the batch was made, exact
 now_logp      | n t   | float | signal  | log-probability as the minibatch finds the policy, before its own update
 now_entropy   | n t   | float | signal  | entropy of the step's distribution as the minibatch finds the policy, nats
@@ -70,6 +73,9 @@ logp          | n t   | float | live    | log-probability of each step under the
 entropy       | n t   | float | live    | entropy of the current policy at each step, nats, with gradient
 collision     | n t   | float | live    | log sum_v pi(v)^2 of the current policy at each step, without gradient
 value         | n t   | float | live    | value before each step, with gradient
+next_value    | n t   | float | live    | value after each step, whether it ended there or not, without gradient
+q             | n t k | float | live    | value of each step by each of the critics, with gradient
+target_q      | n t k | float | live    | value of each step by each of the target critics, without gradient
 logits        | n t v | float | live    | log-probabilities of all candidates under the current policy, with gradient
 hidden        | n t d | float | live    | last hidden state before each step, with gradient
 """

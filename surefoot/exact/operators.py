@@ -129,6 +129,49 @@ class Fixed:
         return self.under.bonus(policy)
 
 
+@dataclass(frozen=True, eq=False)
+class Expectile:
+    """The tau-expectile of Q under a behaviour [S, A]: V with `sum_a mu |tau - 1(Q < V)| (Q - V) = 0` (IQL).
+
+    The behaviour's mean at tau = 1/2, its best action as tau -> 1. `policy` is the greedy one among its actions.
+    """
+
+    tau: float
+    behaviour: Table
+
+    def __post_init__(self):
+        if not 0 < self.tau < 1:
+            raise InputError(f"tau {self.tau}; expected a number between 0 and 1")
+
+    def value(self, Q: Table) -> States:
+        return expectile(Q, self.behaviour, self.tau)
+
+    def policy(self, Q: Table) -> Table:
+        return GREEDY.policy(np.where(self.behaviour > 0, Q, -np.inf))
+
+    def bonus(self, policy: Table) -> Table:
+        return np.zeros(policy.shape)
+
+
+def expectile(x: Table, weights: Table, tau: float) -> States:
+    """The tau-expectile of each row under its weights, exactly: no search.
+
+    Above the k smallest values it is `(a sum_low + b sum_high) / (a w_low + b w_high)`, a = 1 - tau, b = tau; the
+    right k is the one whose result lies between its neighbours.
+
+    >>> expectile(np.array([[0.0, 1.0, 2.0, 10.0]]), np.full((1, 4), 0.25), 0.7)
+    array([4.9375])
+    """
+    order = np.argsort(x, axis=-1)
+    x, w = np.take_along_axis(x, order, -1), np.take_along_axis(weights, order, -1)
+    low, mass = np.cumsum(w * x, -1), np.cumsum(w, -1)
+    high, rest = low[..., -1:] - low, mass[..., -1:] - mass
+    found = ((1 - tau) * low + tau * high) / np.maximum((1 - tau) * mass + tau * rest, np.finfo(float).tiny)
+    # The condition falls with V and is the same on both sides of a value: x_k <= V exactly where x_k <= found_k.
+    last = x.shape[-1] - 1 - np.argmax((x <= found)[..., ::-1], axis=-1)
+    return np.take_along_axis(found, last[..., None], -1)[..., 0]
+
+
 GREEDY = Greedy()
 
 

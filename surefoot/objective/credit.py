@@ -4,6 +4,7 @@ Rewards of steps come from a reward part (`rewards.PerStep` and its kin) as the 
 of steps between two replies of the environment; what is paid while the environment speaks counts for the turn.
 
     GAE                   from a critic
+    EpisodeGAE            the same, of rewards paid at each step, in episodes that may be cut
     StepLevel             reward-to-go of a step, against all steps of its group
     TurnLevel             reward-to-go of a turn, against the group's turns of the same index
     ProcessSupervision    each turn's reward against all turns of the group, then reward-to-go
@@ -31,11 +32,12 @@ def gae(
     mask: Bool[Tensor, "n t"],
     gamma: float = 1.0,
     lam: float = 1.0,
+    final: Float[Tensor, "n"] | None = None,
 ) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16): advantages and value targets, 0 off the mask.
 
     Steps off the mask (tool output, padding) are skipped: the next chosen step is the successor, and what is paid on
-    them counts for the chosen step before. The trajectory ends after its last chosen step, with value 0.
+    them counts for the chosen step before. After its last chosen step a trajectory is worth `final`, or 0.
 
     >>> one = torch.ones(1, 3, dtype=torch.bool)
     >>> gae(torch.tensor([[0., 0., 1.]]), torch.tensor([[.5, .5, .5]]), one, lam=0.5)[0]
@@ -43,7 +45,8 @@ def gae(
     """
     reward, value = working(reward), working(value)
     advantage = torch.zeros_like(value)
-    running = next_value = pending = value.new_zeros(len(value))
+    running = pending = value.new_zeros(len(value))
+    next_value = running if final is None else working(final)
     for t in reversed(range(value.shape[1])):
         here, paid = mask[:, t], reward[:, t] + pending
         step = paid + gamma * next_value - value[:, t] + gamma * lam * running
@@ -154,8 +157,32 @@ class GAE(Part):
 
     def __call__(self, rollouts: Rollouts) -> dict[str, Tensor]:
         paid = rollouts.step_reward if self.stepwise else reward_at_last_step(rollouts.reward, rollouts.mask)
-        advantage, returns = gae(paid, rollouts.old_value, rollouts.mask, self.gamma, self.lam)
+        final = self.after_last(rollouts)
+        advantage, returns = gae(paid, rollouts.old_value, rollouts.mask, self.gamma, self.lam, final)
         return {"advantage": whiten(advantage, rollouts.mask) if self.whitened else advantage, "returns": returns}
+
+    def after_last(self, rollouts: Rollouts) -> Float[Tensor, "n"] | None:
+        """What a trajectory is worth after its last chosen step: nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class EpisodeGAE(GAE):
+    """The same from rewards that are paid step by step, in episodes that an environment ends or a time limit cuts.
+
+    What is cut goes on in truth: after its last step it is worth what the critic says, not 0.
+    """
+
+    gamma: float = 0.99
+    stepwise: bool = True
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (*super().reads, "old_next_value", "ended")
+
+    def after_last(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
+        last = reward_at_last_step(torch.ones(len(rollouts)), rollouts.mask) > 0
+        return rollouts.old_next_value.where(last & ~rollouts.ended, 0.0).sum(1)
 
 
 @dataclass(frozen=True)

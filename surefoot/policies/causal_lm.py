@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from surefoot.cache import cache_folder
 from surefoot.errors import InputError, nearest
 from surefoot.objective.chunked import log_collision, token_logp
 from surefoot.policies import llama
@@ -23,11 +23,6 @@ from surefoot.rollouts import Rollouts
 ASSETS = Path(__file__).parent.parent / "assets"
 HEAD = "value_head.safetensors"
 SHIPPED = {"pebble": ASSETS / "pebble"}
-
-
-def cache_folder() -> Path:
-    """Where `surefoot fetch` keeps models: `$SUREFOOT_CACHE`, else `~/.cache/surefoot`."""
-    return Path(os.environ.get("SUREFOOT_CACHE", Path.home() / ".cache" / "surefoot"))
 
 
 def find(name: str) -> Path | str:

@@ -18,6 +18,7 @@ _OLD = {
     "old_entropy": "entropy",
     "old_collision": "collision",
     "old_value": "value",
+    "old_next_value": "next_value",
     "old_kl": "kl",
 }
 _NOW = {"now_logp": "logp", "now_entropy": "entropy", "now_kl": "kl"}

@@ -60,7 +60,7 @@ class Trainer:
         self.forwards = 0
         self._reference = None
         self._wanted_live = self._live_columns()
-        if {"value", "old_value"} & set(self.method.readers()):
+        if {"value", "old_value", "next_value", "old_next_value"} & set(self.method.readers()):
             self.policy.critic()
         if {"ref_logp", "ref_logits", "old_kl", "now_kl"} & set(self.method.readers()):
             self._reference = self.method.reference(self.policy, lambda spec: policies.load(spec, self.task))
@@ -319,10 +319,12 @@ def _minibatches(batch: Rollouts, count: int, rng: np.random.Generator) -> list[
         return [torch.arange(len(batch))]
     groups = np.unique(batch.group.numpy())
     rng.shuffle(groups)
-    return [
-        torch.isin(batch.group, torch.from_numpy(part)).nonzero().flatten()
-        for part in np.array_split(groups, min(count, len(groups)))
-    ]
+    of_group = torch.empty(int(groups.max()) + 1, dtype=torch.long)
+    parts = np.array_split(groups, min(count, len(groups)))
+    for i, part in enumerate(parts):
+        of_group[torch.from_numpy(part)] = i
+    of_row = of_group[batch.group]
+    return [(of_row == i).nonzero().flatten() for i in range(len(parts))]
 
 
 def _microbatches(batch: Rollouts, rows: Tensor, budget: int, whole: bool = False) -> list[Tensor]:

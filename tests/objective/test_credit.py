@@ -172,3 +172,21 @@ def test_the_optimal_token_baseline_lowers_the_variance():
         return (p * (rows - mean).square().sum(1)).sum()
 
     assert variance(best) < variance(torch.zeros(2)) and variance(best) < variance((p * GRADED).sum().expand(2))
+
+
+def test_a_cut_episode_goes_on_and_an_ended_one_does_not():
+    """Rows: ended by the environment, cut by a limit, cut after one step (what stands on padding must not leak)."""
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
+    table = Rollouts(
+        {
+            "step_reward": torch.ones(3, 2),
+            "old_value": torch.tensor([[2.0, 3.0]] * 3),
+            "old_next_value": torch.tensor([[3.0, 5.0], [3.0, 5.0], [3.0, float("nan")]]),
+            "ended": torch.tensor([[False, True], [False, False], [False, True]]),
+            "mask": mask,
+        }
+    )
+    found = credit.EpisodeGAE(gamma=0.5, lam=0.0, whitened=False)(table)
+    expected = torch.tensor([[1 + 1.5 - 2, 1 - 3], [1 + 1.5 - 2, 1 + 2.5 - 3], [1 + 1.5 - 2, 0.0]])
+    torch.testing.assert_close(found["advantage"], expected)
+    torch.testing.assert_close(found["returns"], (expected + table.old_value).where(mask, 0.0))
