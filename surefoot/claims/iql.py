@@ -37,8 +37,12 @@ def maze(slip: float = 0.25, gamma: float = 0.9) -> MDP:
     sure = gridworld(LAYOUT, {"G": 10.0}, gamma=gamma)
     any_move = sparse.kron(sparse.eye(sure.states), np.full((4, 4), 0.25))
     P = (1 - slip) * sure.P + slip * (any_move @ sure.P)  # pyright: ignore[reportOperatorIssue]
-    return MDP(P.toarray().reshape(sure.states, 4, sure.states), (1 - slip) * sure.R + slip * sure.R.mean(1)[:, None],
-               gamma, sure.mu)
+    return MDP(
+        P.toarray().reshape(sure.states, 4, sure.states),
+        (1 - slip) * sure.R + slip * sure.R.mean(1)[:, None],
+        gamma,
+        sure.mu,
+    )
 
 
 def collected(true: MDP, n: int, rng: np.random.Generator) -> tuple[MDP, np.ndarray]:
@@ -105,13 +109,19 @@ def on_hopper(seeds: Sequence[int], updates: int) -> tuple[dict[str, list[float]
     except InputError as e:
         return {}, f"B was left out: {e}"
     clone = IQL.set("surrogate.beta", 1e9)
-    found = {"cloning": [ours(task, clone, s, updates) for s in seeds], "IQL": [ours(task, IQL, s, updates) for s in seeds]}
+    found = {
+        "cloning": [ours(task, clone, s, updates) for s in seeds],
+        "IQL": [ours(task, IQL, s, updates) for s in seeds],
+    }
     try:
         import d3rlpy  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         return found, "d3rlpy is not installed: its IQL was left out"
     found["IQL of d3rlpy"] = [theirs(task, s, updates) for s in seeds]
-    return found, f"B: {updates} updates of batches of 256 and networks of 64 x 64 in every arm; d3rlpy {d3rlpy.__version__}"
+    return (
+        found,
+        f"B: {updates} updates of batches of 256 and networks of 64 x 64 in every arm; d3rlpy {d3rlpy.__version__}",
+    )
 
 
 def ours(task: Any, method: Any, seed: int, updates: int) -> float:

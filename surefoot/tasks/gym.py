@@ -158,7 +158,10 @@ class Gym:
         figure = Figure(figsize=(8, 6), layout="constrained")
         axes = figure.subplots(3, 1, sharex=True)
         for axis, values, what in zip(
-            axes, (one.states[0], one.actions[0], earned), ("states", "actions, in [-1, 1]", "return so far"), strict=True
+            axes,
+            (one.states[0], one.actions[0], earned),
+            ("states", "actions, in [-1, 1]", "return so far"),
+            strict=True,
         ):
             axis.plot(values.numpy(), linewidth=1)
             axis.set_ylabel(what)

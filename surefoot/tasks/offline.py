@@ -18,7 +18,6 @@ apart from ends. Rewards are scaled in training as in D4RL's locomotion: by 1000
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,11 +157,19 @@ def noisy(policy: Act, noise: float, rng: np.random.Generator) -> Act:
 
 
 def ars(
-    world: Gym, budget: int, rng: np.random.Generator, pairs: int = 8, top: int = 4, rate: float = 0.05, sd: float = 0.05
+    world: Gym,
+    budget: int,
+    rng: np.random.Generator,
+    pairs: int = 8,
+    top: int = 4,
+    rate: float = 0.05,
+    sd: float = 0.05,
 ) -> tuple[Act, Act]:
     """Linear policies by augmented random search (V2-t): the medium one and the best (see the module)."""
     weights = np.zeros((world.actions, world.observations))
-    states = np.concatenate([play(world, _uniform(world, rng), int(s))["states"] for s in rng.integers(HELDOUT, size=8)])
+    states = np.concatenate(
+        [play(world, _uniform(world, rng), int(s))["states"] for s in rng.integers(HELDOUT, size=8)]
+    )
     total, count, squares = states.sum(0), len(states), np.square(states).sum(0)
     chance = np.mean([play(world, _uniform(world, rng), int(s))["reward"].sum() for s in rng.integers(HELDOUT, size=8)])
     spent, found = 0, []

@@ -179,7 +179,7 @@ def test_a_cut_episode_goes_on_and_an_ended_one_does_not():
     mask = torch.tensor([[True, True], [True, True], [True, False]])
     table = Rollouts(
         {
-            "step_reward": torch.ones(3, 2),
+            "step_reward": mask.float(),
             "old_value": torch.tensor([[2.0, 3.0]] * 3),
             "old_next_value": torch.tensor([[3.0, 5.0], [3.0, 5.0], [3.0, float("nan")]]),
             "ended": torch.tensor([[False, True], [False, False], [False, True]]),

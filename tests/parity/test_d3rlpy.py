@@ -1,8 +1,8 @@
 """Agreement with d3rlpy's IQL: the three losses and their gradients on the same networks and transitions.
 
-Where d3rlpy differs from us: it takes V and the critics in one step, as we do, but the actor after it, with the newer V.
-Its critics' loss averages over transitions and sums over critics, as ours does. Its Gaussian has a log-deviation that does
-not depend on the state, between -20 and 2, and a tanh on the mean, as the authors' code.
+Where d3rlpy differs from us: it takes V and the critics in one step, as we do, but the actor after it, with the newer
+V. Its critics' loss averages over transitions and sums over critics, as ours does. Its Gaussian has a log-deviation
+that does not depend on the state, between -20 and 2, and a tanh on the mean, as the authors' code.
 """
 
 import numpy as np
@@ -35,7 +35,8 @@ def _theirs():
     )
     algo = config.create(device=False)
     algo.build_with_dataset(data)
-    batch = TorchMiniBatch.from_batch(data.sample_transition_batch(N), gamma=0.99, compute_returns_to_go=False, device="cpu")
+    drawn = data.sample_transition_batch(N)
+    batch = TorchMiniBatch.from_batch(drawn, gamma=0.99, compute_returns_to_go=False, device="cpu")
     return algo.impl, batch
 
 
