@@ -188,8 +188,8 @@ def _draw(folder: Path, grids: Sequence[dict[str, float]], few: Sequence[dict[st
 
 CLAIM = Claim(
     slug="iql",
-    statement="Fitting V to an upper expectile of in-sample action values carries a reward back through the best of the "
-    "data, where one-step learning (tau 1/2) and cloning do not.",
+    statement="Fitting V to an upper expectile of in-sample action values carries a reward back through the best of "
+    "the data, where one-step learning (tau 1/2) and cloning do not.",
     refuted_if="tau = .9 is at or below tau = .5 on two thirds of the data sets of the grid or more",
     run=run,
 )
