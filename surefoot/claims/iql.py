@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from surefoot.claims import Claim, Outcome, Size, Verdict
 from surefoot.claims._tabular import mean_and_spread, over_seeds
@@ -35,14 +34,9 @@ UPDATES = {"quick": 600, "full": 2000}
 def maze(slip: float = 0.25, gamma: float = 0.9) -> MDP:
     """10 for entering the goal; with probability `slip` the move is replaced by a uniform one of the four."""
     sure = gridworld(LAYOUT, {"G": 10.0}, gamma=gamma)
-    any_move = sparse.kron(sparse.eye(sure.states), np.full((4, 4), 0.25))
-    P = (1 - slip) * sure.P + slip * (any_move @ sure.P)  # pyright: ignore[reportOperatorIssue]
-    return MDP(
-        P.toarray().reshape(sure.states, 4, sure.states),
-        (1 - slip) * sure.R + slip * sure.R.mean(1)[:, None],
-        gamma,
-        sure.mu,
-    )
+    P = np.asarray(sure.rows.todense()).reshape(sure.states, 4, sure.states)  # pyright: ignore[reportAttributeAccessIssue]
+    either = [(1 - slip) * x + slip * x.mean(1, keepdims=True) for x in (P, sure.R)]
+    return MDP(*either, gamma, sure.mu)
 
 
 def collected(true: MDP, n: int, rng: np.random.Generator) -> tuple[MDP, np.ndarray]:
@@ -179,7 +173,7 @@ def _draw(folder: Path, grids: Sequence[dict[str, float]], few: Sequence[dict[st
             means = [mean_and_spread([g[f"tau {tau}"] for g in rows]) for tau in TAUS]
             axes.errorbar(range(len(TAUS)), [m for m, _ in means], [2 * e for _, e in means], marker="o", label=label)
         for name, style in (("optimal", "--"), ("cloning", ":")):
-            axes.axhline(np.mean([g[name] for g in grids]), linestyle=style, color="0.4", label=name)
+            axes.axhline(float(np.mean([g[name] for g in grids])), linestyle=style, color="0.4", label=name)
         axes.set_xticks(range(len(TAUS)), [str(t) for t in TAUS])
         axes.set(xlabel="tau", ylabel="return on the true model", title="IQL on the grid with a wall")
         axes.legend()

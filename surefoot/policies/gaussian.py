@@ -53,6 +53,8 @@ class Gaussian(ModulePolicy):
     """
 
     kind = "gaussian"
+    live: tuple[str, ...]  # pyright: ignore[reportIncompatibleVariableOverride]  (it depends on the networks)
+    model: Any  # a ModuleDict, whose entries are found by name
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Gaussian(ModulePolicy):
             raise InputError(f"policy gaussian: activation {activation!r}{nearest(activation, ACTIVATIONS)}")
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         hidden = tuple(hidden)
-        nets = nn.ModuleDict({"mean": mlp((observations, *hidden, actions), activation, 0.01)})
+        nets: Any = nn.ModuleDict({"mean": mlp((observations, *hidden, actions), activation, 0.01)})
         for name in [f"{kind}{i}" for kind in ("q", "target_q") for i in range(critics)]:
             nets[name] = mlp((observations + actions, *hidden, 1), activation)
         for i in range(critics):

@@ -49,17 +49,17 @@ def environment(name: str) -> Any:
     return made
 
 
-class Starts(Sequence):
+class Starts(Sequence[Problem]):
     """Problems that differ by the seed of the environment alone."""
 
     def __init__(self, name: str, first: int, count: int, explore: bool):
-        self.name, self.first, self.count, self.explore = name, first, count, explore
+        self.name, self.first, self.size, self.explore = name, first, count, explore
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
-    def __getitem__(self, i: int) -> Problem:
-        if not 0 <= i < self.count:
+    def __getitem__(self, i: int) -> Problem:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= i < self.size:
             raise IndexError(i)
         seed = self.first + i
         return Problem(f"{self.name}, start {seed}", data={"seed": seed, "explore": self.explore})

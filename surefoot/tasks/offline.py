@@ -37,16 +37,16 @@ QUALITIES = ("random", "medium", "mixed")
 Act = Callable[[np.ndarray], np.ndarray]
 
 
-class Transitions(Sequence):
+class Transitions(Sequence[Problem]):
     """One problem a logged transition."""
 
     def __init__(self, count: int):
-        self.count = count
+        self.size = count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
-    def __getitem__(self, i: int) -> Problem:
+    def __getitem__(self, i: int) -> Problem:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Problem("", data={"row": i})
 
 
