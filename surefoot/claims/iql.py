@@ -35,8 +35,8 @@ def maze(slip: float = 0.25, gamma: float = 0.9) -> MDP:
     """10 for entering the goal; with probability `slip` the move is replaced by a uniform one of the four."""
     sure = gridworld(LAYOUT, {"G": 10.0}, gamma=gamma)
     P = np.asarray(sure.rows.todense()).reshape(sure.states, 4, sure.states)  # pyright: ignore[reportAttributeAccessIssue]
-    either = [(1 - slip) * x + slip * x.mean(1, keepdims=True) for x in (P, sure.R)]
-    return MDP(*either, gamma, sure.mu)
+    P, R = ((1 - slip) * x + slip * x.mean(1, keepdims=True) for x in (P, sure.R))
+    return MDP(P, R, gamma, sure.mu)
 
 
 def collected(true: MDP, n: int, rng: np.random.Generator) -> tuple[MDP, np.ndarray]:
