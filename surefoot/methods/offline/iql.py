@@ -54,7 +54,8 @@ class InSampleWeighted(AdvantageWeighted):
     reads = ("logp", "value", "target_q", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        return super().__call__(rollouts.having(advantage=rollouts.target_q.amin(-1) - rollouts.value.detach()))
+        gap = rollouts.target_q.amin(-1) - rollouts.value.detach()
+        return super().__call__(rollouts.having(advantage=gap.where(rollouts.mask, 0.0)))
 
 
 def exact_iql(
