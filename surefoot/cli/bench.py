@@ -12,7 +12,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     from surefoot.bench.cases import CASES
 
-    parser.add_argument("what", choices=["trl"], help="trl: beside TRL's GRPOTrainer")
+    parser.add_argument(
+        "what", choices=["trl", "solvers"], help="trl: beside TRL's GRPOTrainer; solvers: exact ones, as MDPs grow"
+    )
     parser.add_argument("--case", action="append", help=f"again for each; none takes {', '.join(CASES)}")
     parser.add_argument("--steps", type=int, default=10, help="steps of each side that count")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each side before them")
@@ -25,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
+    if args.what == "solvers":
+        return _solvers(args.json)
     from surefoot.bench.cases import CASES, find
     from surefoot.bench.versus import table, versus
 
@@ -44,4 +48,26 @@ def run(args: argparse.Namespace) -> int:
             print(table(found[-1]), flush=True)
     if args.json:
         print(json.dumps(found))
+    return 0
+
+
+def _solvers(as_json: bool) -> int:
+    import json
+    from dataclasses import asdict
+
+    from surefoot.claims import machine
+    from surefoot.exact.bench import solver_times
+
+    found = []
+    if not as_json:
+        print(f"{'world':<8} {'solver':<28} {'states':>8} {'seconds':>9} {'iterations':>11} {'error of V':>11}")
+    for t in solver_times():
+        found.append(asdict(t))
+        if not as_json:
+            print(
+                f"{t.world:<8} {t.solver:<28} {t.states:>8} {t.seconds:>9.3f} {t.iterations:>11} {t.error:>11.1e}",
+                flush=True,
+            )
+    if as_json:
+        print(json.dumps({"machine": machine(), "times": found}, indent=1))
     return 0

@@ -14,86 +14,44 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import sparse
 from scipy.sparse.linalg import SuperLU, splu
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp
 
 from surefoot.errors import InputError
+from surefoot.exact.mdp import (
+    MDP,
+    evaluate,
+    gaps,
+    inverse_bellman,
+    occupancy,
+    optimal_actions,
+    performance,
+    policy_iteration,
+)
+from surefoot.exact.operators import GREEDY, Soft, States, Table
 
-if TYPE_CHECKING:
-    from surefoot.exact.mdp import MDP
-
-Table = Float[np.ndarray, "s a"]
-States = Float[np.ndarray, "s"]
 TIE = 1e-9
 WINDOWS = 5  # places of the sliding window in `stability`; odd, so that one is centred on R
 
 
-# Solutions to machine precision: whether actions tie cannot be read off a value iteration that was stopped
-
-
 def solve(mdp: MDP, alpha: float = 0.0, reference: Table | None = None) -> Table:
-    """`Q*` by policy iteration; with `alpha > 0` the soft-optimal `Q*_alpha`, by soft policy iteration.
+    """`Q*`, with `alpha > 0` the soft-optimal `Q*_alpha` under an entropy bonus, or a KL penalty a step to a reference.
 
-    Both are Newton's method on the Bellman equation: `Q = R + gamma P V`, with `V = max Q`, or
-    `alpha log sum_a ref exp(Q / alpha)`, where `ref` is 1 (entropy) or a reference policy (per-step KL).
+    By policy iteration, to rounding: whether actions tie cannot be read off a value iteration that was stopped.
     """
-    policy = soft_policy(np.asarray(mdp.R, float), alpha, reference)
-    q, step = np.full(np.shape(mdp.R), np.inf), np.inf
-    for _ in range(1000):
-        new = lookahead(mdp, evaluate(mdp, policy, alpha, reference))
-        change = float(np.max(np.abs(new - q)))
-        scale = 1e-14 * max(1.0, float(np.abs(new).max()))
-        if change <= scale or (change < 1e-9 and change >= step):
-            return new
-        q, step = new, change
-        policy = soft_policy(q, alpha, reference) if alpha > 0 else _improved(policy, q)
-    raise InputError("cliff: policy iteration did not settle; expected gamma below 1, or an end to every trajectory")
-
-
-def lookahead(mdp: MDP, value: States) -> Table:
-    """`R + gamma P value`."""
-    return np.asarray(mdp.R, float) + mdp.gamma * (_rows(mdp) @ value).reshape(np.shape(mdp.R))
-
-
-def evaluate(mdp: MDP, policy: Table, alpha: float = 0.0, reference: Table | None = None) -> States:
-    """`V^pi`, with the entropy bonus or the KL penalty of `alpha > 0` in it."""
-    reward = np.asarray(mdp.R, float)
-    if alpha > 0:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cost = np.log(policy) - (0.0 if reference is None else np.log(reference))
-        reward = reward - alpha * np.where(policy > 0, cost, 0.0)
-    return _factor(mdp, policy).solve((policy * reward).sum(1))
-
-
-def visitation(mdp: MDP, policy: Table) -> States:
-    """Unnormalised discounted visits from mu: `mu^T (I - gamma P_pi)^-1`; sums to `1 / (1 - gamma)`."""
-    return _factor(mdp, policy).solve(np.asarray(mdp.mu, float), trans="T")
-
-
-def performance(mdp: MDP, policy: Table) -> float:
-    """`J(pi) = mu . V^pi`, without any bonus."""
-    return float(np.asarray(mdp.mu, float) @ evaluate(mdp, policy))
+    return policy_iteration(mdp, Soft(alpha, reference) if alpha > 0 else GREEDY).Q
 
 
 def soft_policy(q: Table, alpha: float = 0.0, reference: Table | None = None) -> Table:
     """`reference exp(q / alpha) / Z`; at `alpha = 0` the greedy policy, first action in a tie."""
-    q = np.asarray(q, float)
-    if alpha <= 0:
-        allowed = q if reference is None else np.where(reference > 0, q, -np.inf)
-        return np.eye(q.shape[1])[(allowed >= allowed.max(1, keepdims=True) - TIE).argmax(1)]
-    with np.errstate(divide="ignore"):
-        prior = 0.0 if reference is None else np.log(reference)
-    return softmax(q / alpha + prior, axis=1)
-
-
-def uniform_policy(optimal: Bool[np.ndarray, "s a"]) -> Table:
-    """Every optimal action with the same probability."""
-    return optimal / optimal.sum(1, keepdims=True)
+    if alpha > 0:
+        return Soft(alpha, reference).policy(q)
+    allowed = q if reference is None else np.where(reference > 0, q, -np.inf)
+    return np.eye(q.shape[1])[optimal_actions(allowed, TIE).argmax(1)]
 
 
 def total_variation(first: Table, second: Table) -> States:
@@ -162,9 +120,8 @@ def analyse(mdp: MDP, tie_tol: float = TIE) -> Cliff:
     if tie_tol < 0:
         raise InputError(f"cliff: tie tolerance {tie_tol}; expected 0 or more")
     q = solve(mdp)
-    optimal = q >= q.max(1, keepdims=True) - tie_tol
+    optimal, gap = optimal_actions(q, tie_tol), gaps(q, tie_tol)
     ties = optimal.sum(1)
-    gap = q.max(1) - np.where(optimal, -np.inf, q).max(1)
     counted = decisions(mdp)
     tied = bool((ties[counted] > 1).any())
     contained = (1 - mdp.gamma) * float(gap[counted].min(initial=np.inf)) / 2
@@ -185,27 +142,7 @@ def analyse(mdp: MDP, tie_tol: float = TIE) -> Cliff:
 
 def decisions(mdp: MDP) -> Bool[np.ndarray, "s"]:
     """States that some policy reaches from mu, without the ends: there every action stays and nothing is earned."""
-    states, actions = np.shape(mdp.R)
-    stays = np.asarray(_rows(mdp)[np.arange(states * actions), np.repeat(np.arange(states), actions)]).reshape(-1)
-    ends = (stays.reshape(states, actions) == 1).all(1) & (np.asarray(mdp.R) == 0).all(1)
-    return reach(mdp) & ~(ends & (mdp.gamma > 0))
-
-
-def reach(mdp: MDP) -> Bool[np.ndarray, "s"]:
-    """States that some policy reaches from mu."""
-    rows, states = _rows(mdp), len(mdp.R)
-    follows = sparse.csr_matrix(
-        (np.ones(rows.nnz), (np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)) // rows_per(mdp), rows.indices)),
-        shape=(states, states),
-    )
-    start = sparse.csr_matrix(np.asarray(mdp.mu, float) > 0).astype(float)
-    graph = sparse.vstack(
-        [sparse.hstack([sparse.csr_matrix((1, 1)), start]), sparse.hstack([sparse.csr_matrix((states, 1)), follows])]
-    ).tocsr()
-    order = sparse.csgraph.breadth_first_order(graph, 0, return_predecessors=False)
-    found = np.zeros(states + 1, bool)
-    found[order] = True
-    return found[1:]
+    return mdp.reachable() & ~(mdp.ends() & (mdp.gamma > 0))
 
 
 def nearest_edge(mdp: MDP, q: Table, optimal: Bool[np.ndarray, "s a"], counted: Bool[np.ndarray, "s"]) -> Edge | None:
@@ -217,17 +154,17 @@ def nearest_edge(mdp: MDP, q: Table, optimal: Bool[np.ndarray, "s a"], counted: 
     """
     policy = q.argmax(1)
     factor = _factor(mdp, np.eye(q.shape[1])[policy])
-    gaps = q.max(1, keepdims=True) - q
-    gaps[optimal & (np.arange(q.shape[1]) != policy[:, None])] = 0.0
-    gaps[np.arange(len(q)), policy] = np.inf
-    gaps[~counted] = np.inf
+    behind = q.max(1, keepdims=True) - q
+    behind[optimal & (np.arange(q.shape[1]) != policy[:, None])] = 0.0
+    behind[np.arange(len(q)), policy] = np.inf
+    behind[~counted] = np.inf
     best: Edge | None = None
-    for flat in np.argsort(gaps, axis=None, kind="stable"):
+    for flat in np.argsort(behind, axis=None, kind="stable"):
         s, a = map(int, np.unravel_index(flat, q.shape))
-        if np.isinf(gaps[s, a]) or (best and gaps[s, a] * (1 - mdp.gamma) / 2 >= best.distance):
+        if np.isinf(behind[s, a]) or (best and behind[s, a] * (1 - mdp.gamma) / 2 >= best.distance):
             break
         c = gap_gradient(mdp, policy, s, a, factor) * counted[:, None]
-        distance = float(gaps[s, a] / np.abs(c).sum())
+        distance = float(behind[s, a] / np.abs(c).sum())
         if best is None or distance < best.distance:
             best = Edge(distance, s, int(policy[s]), a, -np.sign(c))
     return best
@@ -235,7 +172,7 @@ def nearest_edge(mdp: MDP, q: Table, optimal: Bool[np.ndarray, "s a"], counted: 
 
 def gap_gradient(mdp: MDP, policy: np.ndarray, state: int, action: int, factor: SuperLU | None = None) -> Table:
     """`c`, the gradient of `V*(s) - Q*(s, a)` in the reward while `policy` [s] stays optimal."""
-    rows, actions = _rows(mdp), rows_per(mdp)
+    rows, actions = sparse.csr_matrix(mdp.rows), mdp.actions
     one_hot = np.eye(actions)[policy]
     factor = factor or _factor(mdp, one_hot)
     ahead = (rows[state * actions + policy[state]] - rows[state * actions + action]).toarray().ravel()
@@ -245,11 +182,6 @@ def gap_gradient(mdp: MDP, policy: np.ndarray, state: int, action: int, factor: 
     c[state, policy[state]] += 1
     c[state, action] -= 1
     return c
-
-
-def inverse_bellman(mdp: MDP, q: Table) -> Table:
-    """The reward whose optimal action values are exactly `q`: `R_Q = q - gamma P max q` (Sec. 2)."""
-    return q - mdp.gamma * (_rows(mdp) @ q.max(1)).reshape(q.shape)
 
 
 def bump(mdp: MDP, state: int, action: int, eps: float, q: Table | None = None) -> Table:
@@ -276,7 +208,7 @@ def witness(mdp: MDP, q: Table, gap: States, counted: Bool[np.ndarray, "s"]) -> 
     """
     state = int(np.where(counted, gap, np.inf).argmin())
     if not np.isfinite(gap[state]):
-        return math.inf, np.asarray(mdp.R, float)
+        return math.inf, mdp.R
     first, second = np.argsort(-q[state], kind="stable")[:2]
     crossed = q.copy()
     crossed[state, second] += gap[state] / 2 * (1 + 1e-9)
@@ -378,7 +310,7 @@ def stability(
 ) -> list[Stability]:
     """Stability and its price over a grid of coefficients; 0 is the greedy policy."""
     best = performance(mdp, soft_policy(solve(mdp)))
-    counted, actions = decisions(mdp), np.shape(mdp.R)[1]
+    counted, actions = decisions(mdp), mdp.actions
     rows = []
     for alpha in alphas:
         tv, sharp = _steepest(mdp, edge, eps, alpha, reference, counted)
@@ -402,7 +334,7 @@ def _steepest(
     mdp: MDP, edge: Edge, eps: float, alpha: float, reference: Table | None, counted: Bool[np.ndarray, "s"]
 ) -> tuple[float, float]:
     """The largest move of the policy, and its span bound, over a window of eps sliding across R on the worst line."""
-    reward, half = np.asarray(mdp.R, float), WINDOWS - 1
+    reward, half = mdp.R, WINDOWS - 1
     line = [
         solve(replace(mdp, R=reward + (i / half - 1) * eps * edge.direction), alpha, reference)
         for i in range(2 * half + 1)
@@ -516,43 +448,19 @@ def incomplete_reward(mdp: MDP, missing: Table, policy: Table, state: int, actio
         policy: optimal for `mdp.R`.
         state, action: a place where another action is just as good for `mdp.R`.
     """
-    true = replace(mdp, R=np.asarray(mdp.R, float) + missing)
-    value = evaluate(true, policy)
+    true = replace(mdp, R=mdp.R + missing)
+    value = evaluate(true, policy)[0]
     changed = np.array(policy, float)
     changed[state] = np.eye(policy.shape[1])[action]
-    advantage = float(lookahead(true, value)[state, action] - value[state])
-    visits = float(visitation(true, changed)[state])
-    gain = performance(true, changed) - float(np.asarray(mdp.mu) @ value)
+    advantage = float(true.lookahead(value)[state, action] - value[state])
+    visits = float(occupancy(true, changed)[state])
+    gain = performance(true, changed) - float(mdp.mu @ value)
     return Slacker(advantage, visits, gain, advantage > 0 and visits > 0)
 
 
-def rows_per(mdp: MDP) -> int:
-    """Number of actions."""
-    return int(np.shape(mdp.R)[1])
-
-
-def _rows(mdp: MDP) -> sparse.csr_matrix:
-    """P as sparse rows, one a (state, action)."""
-    if sparse.issparse(mdp.P):
-        return sparse.csr_matrix(mdp.P)
-    states, actions = np.shape(mdp.R)
-    return sparse.csr_matrix(np.asarray(mdp.P, float).reshape(states * actions, states))
-
-
 def _factor(mdp: MDP, policy: Table) -> SuperLU:
-    """LU factors of `I - gamma P_pi`."""
-    states, actions = np.shape(mdp.R)
-    pick = sparse.csr_matrix(
-        (np.asarray(policy, float).ravel(), np.arange(states * actions), np.arange(0, states * actions + 1, actions)),
-        shape=(states, states * actions),
-    )
-    return splu(sparse.csc_matrix(sparse.eye(states) - mdp.gamma * (pick @ _rows(mdp))))
-
-
-def _improved(policy: Table, q: Table) -> Table:
-    """Greedy, but an action is kept while it is as good: ties must not make the iteration wander."""
-    kept = (policy * q).sum(1) >= q.max(1) - 1e-12 * np.maximum(1.0, np.abs(q).max(1))
-    return np.where(kept[:, None], policy, soft_policy(q))
+    """LU factors of `I - gamma P_pi`, for many right sides."""
+    return splu(sparse.csc_matrix(sparse.eye(mdp.states) - mdp.gamma * sparse.csr_matrix(mdp.under(policy))))
 
 
 def _one_row(reward: np.ndarray, beta: float, base: np.ndarray) -> tuple[Table, float, Table]:

@@ -102,14 +102,14 @@ def test_what_is_refused(make, message):
 
 
 def test_solver_times_are_records_of_solves():
-    records = solver_times([100, 400])
-    assert [(r.world, r.states) for r in records[::2]] == [
+    records = list(solver_times([100, 400]))
+    solvers = len({r.solver for r in records})
+    assert solvers >= 2 and [(r.world, r.states) for r in records[::solvers]] == [
         ("garnet", 100),
-        ("garnet", 400),
         ("grid", 100),
+        ("garnet", 400),
         ("grid", 400),
     ]
-    assert {r.solver for r in records} == {"value iteration", "policy iteration"}
     for r in records:
         assert r.actions == 4 and r.seconds > 0 and r.iterations > 0 and r.error <= 1e-8
     by_size = {(r.world, r.states): r.iterations for r in records if r.solver == "value iteration"}

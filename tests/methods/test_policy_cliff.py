@@ -9,7 +9,7 @@ from pytest import approx
 
 from surefoot.claims.policy_cliff import CLAIM, Cell, verdict
 from surefoot.exact import cliff
-from surefoot.exact.mdp import MDP
+from surefoot.exact.mdp import MDP, evaluate, inverse_bellman, uniform_policy
 from surefoot.stability.harness import Control, Objective, Tree, sample, train_exact
 
 
@@ -28,7 +28,7 @@ def soft(reward, alpha):
 
 def test_1_inverse_bellman_gives_back_q():
     mdp, q = random_mdp(0), np.random.default_rng(1).normal(size=(5, 4))
-    assert_allclose(cliff.solve(replace(mdp, R=cliff.inverse_bellman(mdp, q))), q, atol=1e-12)
+    assert_allclose(cliff.solve(replace(mdp, R=inverse_bellman(mdp, q))), q, atol=1e-12)
 
 
 @pytest.mark.parametrize("eps", [1e-1, 1e-3, 1e-6])
@@ -36,14 +36,14 @@ def test_2_a_tie_breaks_for_every_eps(eps):
     q = np.random.default_rng(2).normal(size=(5, 4))
     q[0] = [3, 3, 3, 1]
     mdp = random_mdp(0)
-    mdp = replace(mdp, R=cliff.inverse_bellman(mdp, q))
+    mdp = replace(mdp, R=inverse_bellman(mdp, q))
     tied = cliff.analyse(mdp, tie_tol=eps / 1000)
     raised = replace(mdp, R=cliff.bump(mdp, 0, 2, eps))
     broken = cliff.analyse(raised, tie_tol=eps / 1000)
     assert list(tied.optimal[0]) == [True, True, True, False] and tied.height[0] == approx(2 / 3)
     assert list(broken.optimal[0]) == [False, False, True, False]
     assert np.abs(raised.R - mdp.R).max() <= eps * (1 + 1e-6)
-    jump = cliff.total_variation(cliff.uniform_policy(tied.optimal), cliff.uniform_policy(broken.optimal))
+    jump = cliff.total_variation(uniform_policy(tied.optimal), uniform_policy(broken.optimal))
     assert jump[0] == approx(2 / 3, abs=1e-15)
 
 
@@ -88,15 +88,15 @@ def test_6_the_slacker_loses_visits_times_advantage():
     q = np.random.default_rng(2).normal(size=(5, 4))
     q[0] = [3, 3, 3, 1]
     mdp = random_mdp(0)
-    mdp = replace(mdp, R=cliff.inverse_bellman(mdp, q))
+    mdp = replace(mdp, R=inverse_bellman(mdp, q))
     policy = cliff.soft_policy(cliff.solve(mdp))
     for seed in range(20):
         missing = np.random.default_rng(seed).normal(size=(5, 4))
         found = cliff.incomplete_reward(mdp, missing, policy, 0, 2)
         assert found.gain == approx(found.visits * found.advantage, abs=1e-12)
         on_missing = replace(mdp, R=missing)
-        value = cliff.evaluate(on_missing, policy)
-        assert found.advantage == approx(cliff.lookahead(on_missing, value)[0, 2] - value[0], abs=1e-11)
+        value = evaluate(on_missing, policy)[0]
+        assert found.advantage == approx(on_missing.lookahead(value)[0, 2] - value[0], abs=1e-11)
         assert found.suboptimal == (found.gain > 0)
 
 
@@ -105,7 +105,7 @@ def test_6_a_tie_breaker_within_eps(eps):
     q = np.random.default_rng(2).normal(size=(5, 4))
     q[0] = [3, 3, 3, 1]
     mdp = random_mdp(0)
-    mdp = replace(mdp, R=cliff.inverse_bellman(mdp, q))
+    mdp = replace(mdp, R=inverse_bellman(mdp, q))
     broken = cliff.tie_breaker(mdp, 0, 1, eps)
     new = cliff.solve(replace(mdp, R=broken))
     assert np.abs(broken - mdp.R).max() <= eps and new[0, 1] - new[0, 0] == approx(eps / 1.9, abs=1e-12)
