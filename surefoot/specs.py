@@ -31,6 +31,17 @@ def read_options(text: str, where: str, form: str = "key=value,key=value") -> di
     return options
 
 
+def leading_options(text: str, where: str) -> tuple[dict[str, Any], str]:
+    """Options and what stands behind them: the specification of another thing.
+
+    >>> leading_options("by=a+b,gold=c,rg:gcd:min_value=2,max_value=9", "task")
+    ({'by': 'a+b', 'gold': 'c'}, 'rg:gcd:min_value=2,max_value=9')
+    """
+    given = re.match(r"(\w+=[^,]*,)*", text)
+    end = given.end() if given else 0
+    return read_options(text[: max(0, end - 1)], where), text[end:]
+
+
 def kinds(package: str) -> dict[str, ModuleType]:
     """The kinds that live in a package: its modules with a function `load`, by name (`masked-diffusion`)."""
     home = Path(importlib.import_module(package).__file__ or "").parent

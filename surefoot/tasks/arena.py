@@ -24,7 +24,7 @@ from torch import Tensor
 from surefoot.errors import InputError
 from surefoot.rollout.native import Sampling, uniforms
 from surefoot.rollouts import Rollouts
-from surefoot.specs import call, read_options
+from surefoot.specs import call, leading_options
 from surefoot.tasks.base import Problem, Task
 from surefoot.tasks.play import act
 
@@ -47,11 +47,11 @@ def load(rest: str) -> Arena:
     """The task `arena:<rest>`: options, then the specification of the task that poses the problems."""
     from surefoot import tasks
 
-    options, colon, base = rest.partition("rg:")
-    if not colon:
-        raise InputError(f"task 'arena:{rest}': expected arena:[key=value,...,]rg:<dataset>[:key=value,...]")
     where = f"task 'arena:{rest}'"
-    return call(Arena, read_options(options.rstrip(","), where), where, f"arena:{rest}", tasks.load(colon + base))
+    options, base = leading_options(rest, where)
+    if not base:
+        raise InputError(f"{where}: expected arena:[key=value,...,]TASK")
+    return call(Arena, options, where, f"arena:{rest}", tasks.load(base))
 
 
 class Arena:

@@ -99,7 +99,9 @@ class Preferences:
 
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """What was logged has its reward; what was sampled is judged by the task that posed it."""
-        return self.base.judge(problems, rollouts) if self.base and not rollouts.rewards else rollouts
+        if self.base is None or "preferred" in rollouts.rewards:
+            return rollouts
+        return self.base.judge(problems, rollouts)
 
 
 def played(policy: Any, problems: Sequence[Problem], group: Int[Tensor, "n"], seeds: Int[Tensor, "n"]) -> Rollouts:

@@ -20,7 +20,7 @@ from torch import Tensor
 from surefoot.errors import InputError
 from surefoot.rollout.native import Sampling
 from surefoot.rollouts import Rollouts
-from surefoot.specs import call, read_options
+from surefoot.specs import call, leading_options
 from surefoot.tasks.base import Problem, Task
 from surefoot.tasks.play import act
 
@@ -35,14 +35,13 @@ def load(rest: str) -> Scored:
     """
     from surefoot import policies, tasks
 
-    options, colon, base = rest.partition("rg:")
     where = f"task 'scored:{rest}'"
-    given = read_options(options.rstrip(","), where)
-    if not colon or "by" not in given:
-        raise InputError(f"{where}: expected scored:by=RUN+RUN,rg:<dataset>[:key=value,...]")
+    given, base = leading_options(rest, where)
+    if not base or "by" not in given:
+        raise InputError(f"{where}: expected scored:by=RUN+RUN,TASK")
     models = {f"{PROXY}{i + 1}": name for i, name in enumerate(str(given.pop("by")).split("+"))}
     models |= {GOLD: str(given.pop(GOLD))} if GOLD in given else {}
-    posed = tasks.load(colon + base)
+    posed = tasks.load(base)
     reference = policies.load(str(given.pop("reference", "pebble")))
     made = {name: RewardModel(policies.load(run)) for name, run in models.items()}
     return call(Scored, given, where, f"scored:{rest}", posed, made, reference)

@@ -67,6 +67,6 @@ def test_an_opponent_of_equal_strength_wins_half():
 
 def test_bad_specifications():
     with pytest.raises(InputError, match="expected arena:"):
-        tasks.load("arena:chain_sum")
+        tasks.load("arena:answers=2,")
     with pytest.raises(InputError, match="no option 'opponents'; did you mean 'opponent'"):
         tasks.load("arena:opponents=x,rg:chain_sum")

@@ -71,6 +71,8 @@ def test_ppo_against_an_ensemble(run, tmp_path):
 
 
 def test_bad_specifications(run):
+    tasks.register("digits-to-score")(lambda: digits_task(length=6))
+    assert tasks.load(f"scored:by={run},digits-to-score").max_new_tokens == 6
     with pytest.raises(InputError, match="expected scored:by=RUN"):
         tasks.load("scored:rg:gcd")
     with pytest.raises(InputError, match="no option 'problem'; did you mean 'problems'"):
