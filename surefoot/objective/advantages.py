@@ -400,45 +400,31 @@ class Pairwise(Part):
         return spread(pairwise(rollouts.reward, rollouts.group, self.kernel), rollouts.mask)
 
 
-def _at_least(k: int, group: Int[Tensor, "n"], part: Part) -> None:
-    smallest = int(group_count(group).min()) if len(group) else k
-    if smallest < k:
-        name = type(part).__name__
-        raise InputError(f"advantage ({name}): a group of {smallest} trajectories, expected at least k = {k} a prompt")
-
-
 @dataclass(frozen=True)
 class PassAtK(Part):
-    """Credit for pass@k instead of pass@1, normalised (`pass_at_k_normalized`); rewards above 1/2 count as right.
+    """Credit for pass@k instead of pass@1; rewards above 1/2 count as right.
+
+    Attributes:
+        rule: `pass_at_k_normalized`, or `pass_at_k_reward`, of which a mean over trajectories has 1/G of the gradient.
 
     Raises:
         InputError: a group smaller than k.
     """
 
     k: int = 4
+    rule: Callable[[Tensor, Tensor, int], Tensor] = pass_at_k_normalized
     reads = ("reward", "group", "mask")
 
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        _at_least(self.k, rollouts.group, self)
-        return spread(pass_at_k_normalized(rollouts.reward > 0.5, rollouts.group, self.k), rollouts.mask)
+        smallest = int(group_count(rollouts.group).min()) if len(rollouts) else self.k
+        if smallest < self.k:
+            raise InputError(
+                f"advantage (PassAtK): a group of {smallest} trajectories, expected at least k = {self.k} a prompt"
+            )
+        return spread(self.rule(rollouts.reward > 0.5, rollouts.group, self.k), rollouts.mask)
 
 
-@dataclass(frozen=True)
-class PKPO(Part):
-    """Unbiased credit for pass@k (`pass_at_k_reward`): a mean over trajectories has 1/G of its gradient.
-
-    Rewards above 1/2 count as right.
-
-    Raises:
-        InputError: a group smaller than k.
-    """
-
-    k: int = 4
-    reads = ("reward", "group", "mask")
-
-    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
-        _at_least(self.k, rollouts.group, self)
-        return spread(pass_at_k_reward(rollouts.reward > 0.5, rollouts.group, self.k), rollouts.mask)
+PKPO = PassAtK(rule=pass_at_k_reward)
 
 
 @dataclass(frozen=True)

@@ -130,10 +130,9 @@ def optimal_token_baseline(
             [0.2500]])
     """
     weight = energy.where(mask, 0.0).cumsum(1) * mask
-    size = int(group.max()) + 1
-    top = weight.new_zeros(size, weight.shape[1]).index_add(0, group, weight * to_go)
-    low = weight.new_zeros(size, weight.shape[1]).index_add(0, group, weight)
-    return (top / low.clamp_min(1e-12))[group] * mask
+    keys, row = group.unique(return_inverse=True)
+    top, low = (x.new_zeros(len(keys), x.shape[1]).index_add(0, row, x) for x in (weight * to_go, weight))
+    return (top / low.clamp_min(1e-12))[row] * mask
 
 
 @dataclass(frozen=True)

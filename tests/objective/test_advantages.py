@@ -163,7 +163,7 @@ def test_a_greedy_baseline_is_unbiased():
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_pkpo_rewards_are_unbiased_for_pass_at_k(k):
     tree, size = Tree(), 3
-    found = size * expected_gradient(tree, BINARY, size, adv.PKPO(k), PolicyGradient())
+    found = size * expected_gradient(tree, BINARY, size, adv.PassAtK(k, adv.pass_at_k_reward), PolicyGradient())
     p = (tree.probabilities() * BINARY).sum()
     torch.testing.assert_close(found, tree.gradient(1 - (1 - p) ** k), atol=1e-6, rtol=1e-6)
 
@@ -237,7 +237,7 @@ def test_inverse_success_is_the_gradient_of_the_log_success_rate():
     torch.testing.assert_close(weight * tree.policy_gradient(BINARY), tree.gradient(p.log()))
 
 
-@pytest.mark.parametrize("part", [adv.PassAtK(2), adv.PKPO(2)])
+@pytest.mark.parametrize("part", [adv.PassAtK(2), adv.PassAtK(2, adv.pass_at_k_reward)])
 def test_pass_at_k_refuses_a_group_smaller_than_k(part):
     with pytest.raises(InputError, match="group of 1 trajectories, expected at least k = 2"):
         part(_table(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 1])))

@@ -36,7 +36,14 @@ PAIRED = [v for k, v in vars(P).items() if isinstance(v, Part) and k.isupper() a
 PAIRED += [P.ChosenLikelihood(), P.Ranking(), P.Preference(P.LogRatio(link=P.PowerLink()))]
 UPDATE = SURROGATES + REGULARIZERS + PAIRED
 CREDIT = [A.Relative(), A.GroupNormalized(), A.LeaveOneOut(), A.Reinforce(), A.BatchNormalized(), A.OPO(), A.GPG()]
-CREDIT += [A.ReinforcePlusPlus(True), A.ReMax(), A.SuccessWeighted(), A.Pairwise(), A.PassAtK(1), A.PKPO(2)]
+CREDIT += [
+    A.ReinforcePlusPlus(True),
+    A.ReMax(),
+    A.SuccessWeighted(),
+    A.Pairwise(),
+    A.PassAtK(1),
+    A.PassAtK(2, A.pass_at_k_reward),
+]
 CREDIT += [A.LiftOfBest(), A.GDPO(), C.GAE(), C.StepLevel(), C.TurnLevel(), C.ProcessSupervision()]
 CREDIT += [C.OptimalTokenBaseline(), C.GAE(stepwise=True), entropy.EntropyAdvantage(A.GroupCentred())]
 CREDIT += [distillation.LogRatioAdvantage(gamma=0.5)]
