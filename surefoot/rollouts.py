@@ -50,6 +50,7 @@ rollout_logp  | n t   | float | rollout | log-probability of each step as it was
 age           | n     | int   | rollout | batches trained on since the trajectory was begun
 reward        | n     | float | method  | the one reward, from the named rewards
 step_reward   | n t   | float | method  | reward paid at each step, where a part shapes it
+void          | n     | bool  | task    | some turn neither called a tool nor answered
 correct       | n     | bool  | task    | the verifier accepted the trajectory
 success_rate  | n     | float | method  | mean reward of the trajectory's group
 baseline_reward | n   | float | rollout | reward of a greedy trajectory of the same prompt (ReMax)

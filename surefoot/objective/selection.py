@@ -40,6 +40,16 @@ class NotTruncated(Part):
 
 
 @dataclass(frozen=True)
+class NoVoidTurn(Part):
+    """Trajectories each of whose turns called a tool or answered (SimpleTIR, arXiv 2509.02479)."""
+
+    reads = ("void",)
+
+    def __call__(self, rollouts: Rollouts) -> Bool[Tensor, "n"]:
+        return ~rollouts.void
+
+
+@dataclass(frozen=True)
 class NonZeroAdvantage(Part):
     """Trajectories with some advantage that is not zero."""
 

@@ -18,6 +18,7 @@ from surefoot.objective.chunked import log_collision, token_logp
 from surefoot.policies import llama
 from surefoot.policies.base import refuse_unknown
 from surefoot.rollout.native import Sampling, continued, decoder
+from surefoot.rollout.turns import Reply, converse
 from surefoot.rollouts import Rollouts
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -144,6 +145,20 @@ class CausalLM:
         lengths = torch.tensor([len(r) for r in rows])
         return tokens, torch.arange(width) >= (width - lengths)[:, None]
 
+    def heard(self, text: str) -> list[int]:
+        """Tokens of what an environment answers to a turn: a user's message of the chat template, else a line."""
+        if getattr(self.tokenizer, "chat_template", None):
+            said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+            render = self.tokenizer.apply_chat_template
+            before = render(said, tokenize=False)
+            whole = render([*said, {"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+            end = before.rfind("!") + 1  # the turn's own end was said by the policy, with its stop token
+            stops = [t for t in self.tokenizer.batch_decode(self.stop) if before.startswith(t, end)]
+            text = whole[end + len(stops[0]) if stops else end :]
+        else:
+            text = text.strip("\n") + "\n"
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def decode(self, tokens: Int[Tensor, "n t"], present: Bool[Tensor, "n t"]) -> list[str]:
         """The text of each row, without special tokens."""
         rows = [row[keep].tolist() for row, keep in zip(tokens, present, strict=True)]
@@ -211,6 +226,18 @@ class CausalLM:
             ),
             notes={"completion": list(responses)},
         )
+
+    def converse(
+        self,
+        questions: Sequence[str],
+        group: Int[Tensor, "n"],
+        seeds: Int[Tensor, "n"],
+        sampling: Sampling,
+        reply: Reply,
+        turns: int,
+    ) -> Rollouts:
+        """Trajectories of several turns, which `reply` answers (`rollout.turns.converse`)."""
+        return converse(self, questions, group, seeds, sampling, reply, turns)
 
     def score(self, rollouts: Rollouts, want: Collection[str], temperature: float = 1.0) -> dict[str, Tensor]:
         """The wanted live columns, in one forward pass, with gradient where it is enabled; zero on padding.

@@ -299,8 +299,7 @@ class Trainer:
             out["age"] = float(batch.age.float().mean())
         if "correct" in batch:
             out["correct"] = float(batch.correct.float().mean())
-        if "truncated" in batch:
-            out["truncated"] = float(batch.truncated.float().mean())
+        out |= {name: float(batch[name].float().mean()) for name in ("truncated", "void") if name in batch}
         if "rollout_logp" in batch:
             out["entropy"] = float(-batch.rollout_logp[batch.present].mean())
         return out

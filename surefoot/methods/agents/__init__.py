@@ -1,0 +1,1 @@
+"""Agents: several turns with tools and environments."""

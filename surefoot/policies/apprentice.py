@@ -1,0 +1,113 @@
+"""A small language model that learnt its task's protocol here, from the task's own demonstrations, in seconds.
+
+For tasks that pebble does not know. It is a `CausalLM` with pebble's tokenizer, kept in the cache; the task has
+`demonstrations(rng, count)`: conversations as pieces of text, each with whether the policy says it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from surefoot.errors import InputError
+from surefoot.policies.causal_lm import SHIPPED, CausalLM, cache_folder
+
+
+def load(
+    task: Any, width: int = 64, layers: int = 2, steps: int = 300, batch: int = 64, lr: float = 3e-3, seed: int = 0
+) -> CausalLM:
+    """The apprentice of a task, made on first use.
+
+    Args:
+        steps: of supervised learning; few of them leave something for reinforcement learning to do.
+
+    Raises:
+        InputError: a task without demonstrations.
+    """
+    if not hasattr(task, "demonstrations"):
+        raise InputError(f"policy 'apprentice': the task {getattr(task, 'name', task)!r} has no demonstrations")
+    made_from = dict(task=task.name, width=width, layers=layers, steps=steps, batch=batch, lr=lr, seed=seed)
+    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
+    folder = cache_folder() / "apprentices" / digest
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with torch.random.fork_rng(), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            torch.manual_seed(seed)
+            policy = new(width, layers)
+            learn(policy, task, steps, batch, lr, seed)
+            aside = Path(scratch) / "policy"
+            aside.mkdir()
+            policy.save(aside)
+            (aside / "made.json").write_text(json.dumps(made_from, indent=1))
+            aside.rename(folder)
+    policy = CausalLM.load(str(folder))
+    policy.name = "apprentice"
+    return policy
+
+
+def new(width: int, layers: int) -> CausalLM:
+    """An untrained Llama with heads of 16 and pebble's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["pebble"])
+    config = LlamaConfig(
+        vocab_size=-(-len(tokenizer) // 8) * 8,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 16),
+        num_key_value_heads=max(1, width // 16),
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        initializer_range=0.05,
+    )
+    return CausalLM(LlamaForCausalLM(config), tokenizer, name="apprentice")
+
+
+def learn(policy: CausalLM, task: Any, steps: int, batch: int, lr: float, seed: int) -> list[float]:
+    """Supervised steps on demonstrations, with a learning rate that falls to 0; returns the losses."""
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        tokens, said = rows(policy, task.demonstrations(rng, batch))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / steps)
+        out = policy.model(input_ids=tokens[:, :-1]).logits
+        loss = F.cross_entropy(out[said[:, 1:]], tokens[:, 1:][said[:, 1:]])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def rows(policy: CausalLM, conversations: list[list[tuple[str, bool]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [n l], padded on the right, and which of them the policy says: its own pieces, each with a stop token."""
+    table = []
+    for conversation in conversations:
+        tokens, said = [], []
+        for i, (text, own) in enumerate(conversation):
+            if own:
+                piece = [*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.stop[0]]
+            elif i == 0:
+                piece = policy.tokenizer(policy.prompt_text(text), add_special_tokens=False)["input_ids"]
+            else:
+                piece = policy.heard(text)
+            tokens += piece
+            said += [own] * len(piece)
+        table.append((tokens, said))
+    width = max(len(t) for t, _ in table)
+    padded = torch.tensor([t + [policy.pad] * (width - len(t)) for t, _ in table])
+    return padded, torch.tensor([s + [False] * (width - len(s)) for _, s in table])
