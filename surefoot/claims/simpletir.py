@@ -123,9 +123,9 @@ def verdict(excess: Sequence[float], arms: dict[str, list[Course]]) -> Verdict:
 
 
 NOTES = (
-    "The quick size cannot refute by B (collapses need the long run): it says reproduced only where the void filter has "
-    "both smaller spikes and a better end than either arm. A filter also takes tokens from the denominator, so norms are "
-    "compared over their medians."
+    "The quick size cannot refute by B (collapses need the long run): it says reproduced only where the void filter "
+    "has both smaller spikes and a better end than either arm. A filter also takes tokens from the denominator, so "
+    "norms are compared over their medians."
 )
 
 
