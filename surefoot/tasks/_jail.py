@@ -113,8 +113,6 @@ def main():
     source = sys.stdin.buffer.read().decode("utf-8", "replace")
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
-    for function in (libc.syscall, libc.prctl):
-        function.argtypes = None
     sys.argv = ["program"]
     limit(seconds, memory, file)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or not restrict_files(libc, scratch) or not restrict_calls(libc):
