@@ -111,8 +111,25 @@ class Method:
                     found.setdefault(column, []).append(path)
         return found
 
+    def statistics(self) -> dict[str, Callable]:
+        """Column -> the function of whole distributions by which a part wants it (`Part.statistics`).
+
+        Raises:
+            InputError: two parts want one column by different functions.
+        """
+        found: dict[str, Callable] = {}
+        for path, outer in self.parts():
+            for column, function in (item for _, part in outer.inside() for item in part.statistics.items()):
+                if found.setdefault(column, function) != function:
+                    raise InputError(
+                        f"method {self.name!r}: {path} wants {column!r} by {function!r}, and another part by "
+                        f"{found[column]!r}; expected one function a column"
+                    )
+        return found
+
     def check(self) -> Method:
         """Raise `InputError` where a part reads an unknown column, or a live one before there is a gradient."""
+        self.statistics()
         for column, readers in self.readers().items():
             if column not in COLUMNS:
                 raise InputError(

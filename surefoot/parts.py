@@ -14,7 +14,7 @@ A part with memory keeps it in `self.memory`, a dict of plain numbers, lists and
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -38,6 +38,9 @@ class Part:
         whole_batch: the part compares all rows in the update, so a minibatch is not split at all.
         aggregate: (a field of surrogates and regularizers that have it) weights this term's steps by itself, instead of
             the method's aggregate.
+        statistics: columns that this part makes the trainer compute from whole distributions: name -> function of the
+            log-probabilities of all candidates [*s v] under the policy that finds the batch, and of the steps taken
+            [*s], which gives [*s]. Only its result is kept.
         observe: (a method of prompts and update parts that have it) called once with every whole batch, before its
             update: where a part gathers what it remembers, as microbatches may come in any number.
         prepare: (a method of update parts that have it) called with every whole minibatch before its update: where a
@@ -49,6 +52,7 @@ class Part:
     adds: ClassVar[tuple[str, ...]] = ()
     whole_groups: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
+    statistics: ClassVar[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {}
     memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False, kw_only=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -63,6 +63,7 @@ old_collision | n t   | float | signal  | log sum_v pi(v)^2 of the step's distri
 old_value     | n t   | float | signal  | value before each step when the batch was made
 old_next_value | n t  | float | signal  | value after each step when the batch was made, whether it ended there or not
 old_kl        | n t   | float | signal  | KL divergence of the step from the reference when the batch was made, exact
+proxy_logp    | n t   | float | signal  | log-probability under the policy of the batch, filtered as a part says
 now_logp      | n t   | float | signal  | log-probability as the minibatch finds the policy, before its own update
 now_entropy   | n t   | float | signal  | entropy of the step's distribution as the minibatch finds the policy, nats
 now_kl        | n t   | float | signal  | KL divergence from the reference as the minibatch finds the policy, exact

@@ -108,7 +108,8 @@ def learn(method: Method, table: Table, states: Int[Tensor, "n t"], batch: Rollo
 
     with torch.no_grad():
         ref = table.reference[states].gather(-1, actions[..., None])[..., 0]
-        old = fixed("old")
+        old, log_policy = fixed("old"), table.log_policy(states)
+        old |= {column: make(log_policy, actions) for column, make in method.statistics().items()}
         batch = batch.having(None, None, ref_logp=ref, rollout_logp=old["old_logp"], **old)
         for slot in ("reward", "advantage"):
             made = getattr(method, slot)(batch)

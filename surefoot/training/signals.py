@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class Signals:
         chunk: trajectories scored at a time.
         reference: makes the reference policy; called when the first column of it is read.
         teacher: the teacher policy, where there is one.
+        statistics: columns made of the policy's whole distributions and the steps taken (`Part.statistics`).
         passes: number of scoring passes over a batch, by source (for tests and timings).
     """
 
@@ -44,6 +45,7 @@ class Signals:
     chunk: int = 256
     reference: Callable[[], Any] | None = None
     teacher: Any | None = None
+    statistics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=dict)
 
     def fill(self, rollouts: Rollouts, wanted: Iterable[str]) -> Rollouts:
@@ -51,7 +53,7 @@ class Signals:
         missing = {c for c in wanted if c not in rollouts and COLUMNS[c].source == "signal"}
         columns: dict[str, Tensor] = {}
         for source, names, scorer in (
-            ("policy", _OLD | _NOW, lambda: self.policy),
+            ("policy", _OLD | _NOW | {c: c for c in self.statistics}, lambda: self.policy),
             ("reference", _REFERENCE, self._reference),
             ("teacher", _TEACHER, self._teacher),
         ):
@@ -86,13 +88,16 @@ class Signals:
         return {k: torch.cat([p[k] for p in pieces]) for k in pieces[0]}
 
     def _columns(self, policy: Any, rollouts: Rollouts, want: set[str]) -> dict[str, Tensor]:
-        """The policy's columns; `kl` needs all candidates of two policies, of which only their divergence is kept."""
-        if "kl" not in want:
+        """The policy's columns; `kl` and statistics need all candidates, of which only what they make is kept."""
+        whole = want & {"kl", *self.statistics}
+        if not whole:
             return policy.score(rollouts, want, self.temperature)
-        scored = policy.score(rollouts, want - {"kl"} | {"logits"}, self.temperature)
-        other = self._reference().score(rollouts, {"logits"}, self.temperature)["logits"]
-        kl = f_divergence(scored["logits"], other, REVERSE_KL)
-        return {k: v for k, v in scored.items() if k in want} | {"kl": kl}
+        scored = policy.score(rollouts, want - whole | {"logits"}, self.temperature)
+        made = {c: self.statistics[c](scored["logits"], rollouts.tokens) for c in whole - {"kl"}}
+        if "kl" in whole:
+            other = self._reference().score(rollouts, {"logits"}, self.temperature)["logits"]
+            made["kl"] = f_divergence(scored["logits"], other, REVERSE_KL)
+        return {k: v for k, v in scored.items() if k in want} | made
 
 
 def _widen(x: Tensor, steps: int) -> Tensor:

@@ -64,7 +64,10 @@ class Trainer:
             self.policy.critic()
         if {"ref_logp", "ref_logits", "old_kl", "now_kl"} & set(self.method.readers()):
             self._reference = self.method.reference(self.policy, lambda spec: policies.load(spec, self.task))
-        self.signals = Signals(self.policy, reference=lambda: self._reference, teacher=self.teacher)
+        statistics = self.method.statistics()
+        self.signals = Signals(
+            self.policy, reference=lambda: self._reference, teacher=self.teacher, statistics=statistics
+        )
         s = self.settings
         self.peak_lr = s.lr if s.lr is not None else self.policy.suggested_lr
         grouped = getattr(self.policy, "parameter_groups", self.policy.parameters)
