@@ -1,8 +1,9 @@
 """Lp-Reg: rare sensible tokens survive, and noise does not (arXiv 2510.03222).
 
 8 states, 100 actions: one dominant (p = .58, rewarded one time in five), three sparks (p = .04 each, no reward yet),
-and 96 of junk (.3 together, each too rare for the filter). 64 updates on each batch of 16 samples a state. What counts
-is a spark's mass over that of the junk: does the method keep sparks, or everything?
+and 96 of junk (.3 together, each too rare for the filter). 64 updates on each batch of 64 samples a state (with 16,
+the paper's share of the failed steps would be a single one, which is none). What counts is a spark's mass over that of
+the junk: does the method keep sparks, or everything?
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from surefoot.objective.aggregation import TokenMean
 from surefoot.objective.entropy import EntropyBonus
 from surefoot.objective.surrogates import Clip
 
-STATES, ACTIONS, SPARKS, GROUP, REUSE, LR, JUDGED_AT = 8, 100, 3, 16, 64, 0.5, 5
+STATES, ACTIONS, SPARKS, GROUP, REUSE, LR, JUDGED_AT = 8, 100, 3, 64, 64, 0.5, 5
 NO_CLIP = GRPO.but(surrogate=Clip(1.0, 9.0), regularizers=(), aggregate=TokenMean())
 BASE, PAPERS = "GRPO without lower clip", "Lp-Reg, share .01"
 BONUSES = {f"{BASE}, entropy bonus {c:g}": NO_CLIP.but(regularizers=(EntropyBonus(c),)) for c in (0.01, 0.03)}
@@ -47,7 +48,10 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
     return Outcome(verdict(list(gaps.values())), measured, [_draw(report, found)] if report else [], NOTES)
 
 
-NOTES = "The ratio is of one spark's mass to that of all junk, averaged over states; gaps are paired by seed."
+NOTES = (
+    "The ratio is of one spark's mass to that of all junk, averaged over states; gaps are paired by seed. The rarest of "
+    "the failed steps are junk, which the filter drops from the selection: a small share chooses hardly any spark."
+)
 
 
 def verdict(gaps: Sequence[Sequence[Sequence[float]]]) -> Verdict:
@@ -113,5 +117,5 @@ CLAIM = Claim(
     refuted_if="after five batches the ratio of spark to junk is with no share (.01, .1, .5) above GRPO's, or an "
     "entropy bonus reaches the same ratio (reproduced: above both with the paper's share, .01)",
     run=run,
-    seeds=tuple(range(10)),
+    seeds=tuple(range(5)),
 )
