@@ -49,8 +49,8 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
 
 
 NOTES = (
-    "The ratio is of one spark's mass to that of all junk, averaged over states; gaps are paired by seed. The rarest of "
-    "the failed steps are junk, which the filter drops from the selection: a small share chooses hardly any spark."
+    "The ratio is of one spark's mass to that of all junk, averaged over states; gaps are paired by seed. The rarest "
+    "of the failed steps are junk, which the filter drops from the selection: a small share chooses hardly any spark."
 )
 
 
