@@ -39,9 +39,9 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
     if size == "full":
         for name in (BASE, *OURS):
             once = np.array(runs(lambda s, m=ARMS[name]: retention(m, s, 100, epochs=1), seeds))
-            measured.append(over_seeds(f"{name}, one update: ratio after 100 batches", _ratio(once)[:, -1]))
+            measured.append(over_seeds(f"{name}, one update: ratio after 100 batches", list(_ratio(once)[:, -1])))
     ratio = {name: _ratio(course)[:, JUDGED_AT] for name, course in found.items()}
-    gaps = {name: [ratio[name] - ratio[other] for other in (BASE, *BONUSES)] for name in OURS}
+    gaps = {name: [list(ratio[name] - ratio[other]) for other in (BASE, *BONUSES)] for name in OURS}
     for name, by_other in gaps.items():
         for other, gap in zip((BASE, *BONUSES), by_other, strict=True):
             measured.append(over_seeds(f"{name}: ratio less that of {other}", gap))
@@ -87,7 +87,7 @@ def _ratio(course: np.ndarray) -> np.ndarray:
 def _rows(name: str, course: np.ndarray) -> list[dict]:
     rows = []
     for at in (n for n in (1, 5, 20) if n < course.shape[1]):
-        rows.append(over_seeds(f"{name}: ratio after {at} batches", _ratio(course)[:, at]))
+        rows.append(over_seeds(f"{name}: ratio after {at} batches", list(_ratio(course)[:, at])))
     spark, junk = course[:, JUDGED_AT].T
     return [
         *rows,
