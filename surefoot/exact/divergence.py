@@ -272,3 +272,33 @@ def f_regularised_optimum(q: Dist, r: Dist, beta: float | np.ndarray, f: Diverge
 def f_regularised_value(q: Dist, r: Dist, beta: float, f: Divergence = KL) -> Numbers:
     """`max_p E_p[r] - beta D_f(p | q)`; for KL `beta log E_q[exp(r / beta)]`."""
     return f.best_value(np.asarray(q, float), np.asarray(r, float), beta)
+
+
+@dataclass(frozen=True, eq=False)
+class Regularised:
+    """The choice of an action at `beta D_f(policy | reference)` a step: any solver's `choose`. For KL it is `Soft`.
+
+    >>> from surefoot.exact.generators import chain
+    >>> from surefoot.exact.mdp import value_iteration
+    >>> cautious = Regularised(.1, np.full((3, 2), .5), CHI2)
+    >>> value_iteration(chain(3), choose=cautious).policy[0].round(3)
+    array([0., 1.])
+    """
+
+    beta: float
+    reference: Dist
+    f: Divergence = KL
+
+    def __post_init__(self):
+        if not self.beta > 0:
+            raise InputError(f"beta {self.beta}; expected a number above 0 (0 is Greedy)")
+
+    def value(self, Q: Dist) -> Numbers:
+        return self.f.best_value(self.reference, Q, self.beta)
+
+    def policy(self, Q: Dist) -> Dist:
+        return f_regularised_optimum(self.reference, Q, self.beta, self.f)
+
+    def bonus(self, policy: Dist) -> Dist:
+        """The same for every action of a state: what is never chosen costs too, and has no share of its own."""
+        return np.broadcast_to(-self.beta * self.f(policy, self.reference)[..., None], policy.shape)

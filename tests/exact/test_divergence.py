@@ -15,10 +15,13 @@ from surefoot.exact.divergence import (
     TV,
     Alpha,
     Divergence,
+    Regularised,
     f_regularised_optimum,
     f_regularised_value,
     renyi,
 )
+from surefoot.exact.generators import random_mdp
+from surefoot.exact.mdp import evaluate, soft_value_iteration, value_iteration
 
 SMOOTH = [KL, FORWARD_KL, CHI2, CHI2_KL, HELLINGER, JENSEN_SHANNON, Alpha(1.5), Alpha(3.0), Alpha(0.5), Alpha(-1.0)]
 NAMES = ["kl", "forward", "chi2", "chi2kl", "hellinger", "js", "a1.5", "a3", "a.5", "a-1"]
@@ -180,3 +183,20 @@ def test_what_cannot_be_asked():
         f_regularised_optimum(Q, P, 0)
     with pytest.raises(InputError, match="FORWARD_KL"):
         Alpha(0)
+
+
+@every
+def test_an_mdp_regularised_by_any_divergence(D):
+    """No policy has a higher regularised value, evaluated by a linear solve; for KL it is the soft solution."""
+    rng = np.random.default_rng(0)
+    mdp, reference = random_mdp(4, 3, 1), rng.dirichlet(np.ones(3), 4)
+    choose = Regularised(0.3, reference, D)
+    found = value_iteration(mdp, 1e-11, choose)
+    assert_allclose(evaluate(mdp, found.policy, choose)[0], found.V, atol=1e-9)
+    for _ in range(50):
+        rival = 0.8 * found.policy + 0.2 * rng.dirichlet(np.ones(3), 4)
+        assert (evaluate(mdp, rival, choose)[0] <= found.V + 1e-9).all()
+    soft = soft_value_iteration(mdp, 0.3, reference)
+    assert (np.abs(soft.policy - found.policy).max() < 1e-9) == (D is KL)
+    with pytest.raises(InputError, match="0 is Greedy"):
+        Regularised(0.0, reference)
