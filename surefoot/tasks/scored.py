@@ -62,13 +62,12 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, questions: Sequence[str], responses: Sequence[str], chunk: int = 256) -> Float[Tensor, "n"]:
         """The score of each response to its question."""
-        different = {q: i for i, q in enumerate(dict.fromkeys(questions))}
         scores = []
-        for rows in torch.arange(len(responses)).split(chunk):
-            listed: list[int] = rows.tolist()
-            group = torch.tensor([different[questions[i]] for i in listed])
-            said = [responses[i] for i in listed]
-            table = self.policy.logged(list(different), group, torch.zeros_like(group), said)
+        for start in range(0, len(responses), chunk):
+            asked, said = questions[start : start + chunk], responses[start : start + chunk]
+            place = {question: i for i, question in enumerate(dict.fromkeys(asked))}
+            group = torch.tensor([place[question] for question in asked])
+            table = self.policy.logged(list(place), group, torch.zeros_like(group), said)
             value = self.policy.score(table, {"value"})["value"]
             scores.append(value.gather(1, table.mask.sum(1, keepdim=True) - 1)[:, 0])
         return torch.cat(scores)
