@@ -62,6 +62,8 @@ class CausalLM:
         self.model: Any = model.eval()
         self.tokenizer, self.name = tokenizer, name
         self.fast = fast and llama.supported(model)
+        if self.fast:
+            llama.join(model)
         self.value_head: nn.Linear | None = None
         config = model.config
         self.context = int(getattr(config, "max_position_embeddings", 1 << 20))
@@ -330,6 +332,8 @@ class CausalLM:
         """A frozen copy with weights of its own, adapters merged into them."""
         twin, model = copy.copy(self), copy.deepcopy(self.model)
         twin.model = (model.merge_and_unload() if self.adapted else model).requires_grad_(False)
+        if self.fast:
+            llama.join(twin.model)
         twin.value_head = None
         return twin
 

@@ -1,14 +1,15 @@
 """Llama-architecture models as a function of packed tokens, with prompts computed once for their whole group.
 
 Hugging Face's forward pays for padding, for one mask a call and for each prompt once per trajectory. Here the dense
-layers see packed tokens only, and attention is a callback that knows which tokens belong together; prefill, decoding
-and scoring with gradient are three such callbacks. The slow twin is the Hugging Face forward itself
-(`CausalLM.score` with `fast=False`), and tests hold the two together in values and gradients.
+layers see packed tokens only, and attention is a callback that knows which tokens belong together: prefill, decoding
+and scoring with gradient are three such callbacks. Products go through `objective.products`, what stands between them
+through `policies.pieces`. The slow twin is the Hugging Face forward itself (`CausalLM.score` with `fast=False`), and
+tests hold the two together in values and gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from surefoot.objective.products import Frozen, available, product
+from surefoot.policies import pieces
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -40,149 +44,257 @@ def backbone(model: Any) -> Any:
     return model
 
 
-class Layer:
-    """One decoder layer as three dense maps, through the modules themselves (adapters and hooks included)."""
-
-    def __init__(self, module: Any):
-        self.m = module
-
-    def qkv(self, h: Float[Tensor, "s d"]) -> tuple[Tensor, Tensor, Tensor]:
-        attention = self.m.self_attn
-        return attention.q_proj(h), attention.k_proj(h), attention.v_proj(h)
-
-    def out(self, h: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
-        return self.m.self_attn.o_proj(h)
-
-    def mlp(self, h: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
-        mlp = self.m.mlp
-        return mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
+def _inward(module: Any) -> tuple[list[Any], list[Any]]:
+    """The linear maps of a layer that read the same rows: queries, keys and values; gate and up."""
+    a, m = module.self_attn, module.mlp
+    return [a.q_proj, a.k_proj, a.v_proj], [m.gate_proj, m.up_proj]
 
 
-class FusedLayer(Layer):
-    """The same maps with projections joined: fewer, larger products, for decoding without gradient."""
-
-    def __init__(self, module: Any):
-        super().__init__(module)
-        attention, mlp = module.self_attn, module.mlp
-        self.sizes = [p.out_features for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        self.wqkv, self.bqkv = _join(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.wup, self.bup = _join(mlp.gate_proj, mlp.up_proj)
-
-    def qkv(self, h: Float[Tensor, "s d"]) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = F.linear(h, self.wqkv, self.bqkv).split(self.sizes, dim=-1)
-        return q, k, v
-
-    def mlp(self, h: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
-        gate, up = F.linear(h, self.wup, self.bup).chunk(2, dim=-1)
-        return self.m.mlp.down_proj(F.silu(gate) * up)
+def _plain(modules: Sequence[Any]) -> bool:
+    """Whether the maps are only their weights: no adapters, no hooks."""
+    return all(type(m) is nn.Linear and not m._forward_hooks and not m._forward_pre_hooks for m in modules)
 
 
-def _join(*linears: Any) -> tuple[Tensor, Tensor | None]:
-    weight = torch.cat([p.weight for p in linears])
-    return weight, None if linears[0].bias is None else torch.cat([p.bias for p in linears])
+def join(model: Any) -> Any:
+    """Lay weights that read the same rows one after another in memory, so that `joined` need not copy them.
+
+    Parameters stay what they are (names, shapes, identity); only where their numbers lie changes.
+    """
+    for module in backbone(model).layers:
+        for maps in _inward(module):
+            if _plain(maps) and len({m.weight.dtype for m in maps}) == 1:
+                whole = torch.cat([m.weight.detach() for m in maps])
+                for m, rows in zip(maps, whole.split([m.out_features for m in maps]), strict=True):
+                    m.weight.data = rows
+    return model
+
+
+def joined(weights: Sequence[Tensor]) -> Tensor:
+    """The weights below each other: a view where they lie so already (`join`), else a copy; without gradient."""
+    first = weights[0]
+    here, at = first.untyped_storage().data_ptr(), first.storage_offset()
+    for w in weights:
+        if w.untyped_storage().data_ptr() != here or w.storage_offset() != at or not w.is_contiguous():
+            return torch.cat([w.detach() for w in weights])
+        at += w.numel()
+    return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+
+
+class _Project(torch.autograd.Function):
+    """Several products with the same rows as one."""
+
+    @staticmethod
+    def forward(ctx, x, *weights):
+        ctx.save_for_backward(x, *weights)
+        return product(x, joined(weights))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, *weights = ctx.saved_tensors
+        for_x, *for_weights = ctx.needs_input_grad
+        dx = product(grad, joined(weights).t()) if for_x else None
+        if not any(for_weights):
+            return dx, *[None] * len(weights)
+        return dx, *product(grad.t(), x.t()).split([len(w) for w in weights])
+
+
+def project(x: Float[Tensor, "s d"], maps: Sequence[Any]) -> Float[Tensor, "s k"]:
+    """The maps' outputs beside each other, through the modules themselves where they are more than weights."""
+    if not _plain(maps):
+        return torch.cat([m(x) for m in maps], -1)
+    y = _Project.apply(x, *(m.weight for m in maps)) if len(maps) > 1 else product(x, maps[0].weight)
+    bias = _bias_of(maps)
+    return y if bias is None else y + bias
 
 
 @dataclass
 class Stack:
-    """The decoder of a Llama as `tokens, positions, attend -> hidden`; `fused` joins projections (no gradient)."""
+    """The decoder of a Llama as `tokens, positions, attend -> hidden`."""
 
     model: Any
-    fused: bool = False
 
     def __post_init__(self):
         self.net = backbone(self.model)
-        plain = all(
-            type(p) is nn.Linear
-            for layer in self.net.layers
-            for p in (
-                layer.self_attn.q_proj,
-                layer.self_attn.k_proj,
-                layer.self_attn.v_proj,
-                layer.mlp.gate_proj,
-                layer.mlp.up_proj,
-            )
-        )
-        self.layers = [(FusedLayer if self.fused and plain else Layer)(m) for m in self.net.layers]
         config = self.net.config
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.scale = self.width**-0.5
         self.eps = config.rms_norm_eps
 
-    def norm(self, module: Any, x: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
-        return F.rms_norm(x, x.shape[-1:], module.weight, self.eps)
+    def logits(self, hidden: Float[Tensor, "b d"]) -> Float[Tensor, "b v"]:
+        """Of the next token."""
+        return self.model.get_output_embeddings()(hidden)
 
     def __call__(self, tokens: Int[Tensor, "s"], positions: Int[Tensor, "s"], attend: Attend) -> Float[Tensor, "s d"]:
         """Last hidden states of packed `tokens`; `attend(layer, q, k, v)` maps [s h w] heads to [s h*w]."""
         x = self.net.embed_tokens(tokens)
-        cos, sin = self.net.rotary_emb(x, positions[None])
-        cos, sin = cos[0, :, None], sin[0, :, None]
-        for i, layer in enumerate(self.layers):
-            q, k, v = layer.qkv(self.norm(layer.m.input_layernorm, x))
-            q = _rotate(q.unflatten(-1, (self.heads, self.width)), cos, sin)
-            k = _rotate(k.unflatten(-1, (self.kv_heads, self.width)), cos, sin)
-            x = x + layer.out(attend(i, q, k, v.unflatten(-1, (self.kv_heads, self.width))))
-            x = x + layer.mlp(self.norm(layer.m.post_attention_layernorm, x))
-        return self.norm(self.net.norm, x)
+        cos, sin = (c[0] for c in self.net.rotary_emb(x, positions[None]))
+        for i, layer in enumerate(self.net.layers):
+            qkv, up = _inward(layer)
+            h = pieces.rms_norm(x, layer.input_layernorm.weight, self.eps)
+            q, k, v = pieces.heads(project(h, qkv), cos, sin, self.heads, self.kv_heads)
+            x = x + project(attend(i, q, k, v), [layer.self_attn.o_proj])
+            h = pieces.rms_norm(x, layer.post_attention_layernorm.weight, self.eps)
+            x = x + project(pieces.swiglu(project(h, up)), [layer.mlp.down_proj])
+        return pieces.rms_norm(x, self.net.norm.weight, self.eps)
 
 
-def _rotate(x: Float[Tensor, "s h w"], cos: Tensor, sin: Tensor) -> Float[Tensor, "s h w"]:
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+class FrozenStack(Stack):
+    """The same without gradient, for many short calls: every weight is laid out for its products once, with what can
+    be folded into it: the norm before it, the scale of attention, and an order of the rotary pairs that makes a turn
+    one complex product. The weights are copied, so it does not see later updates.
+
+    Args:
+        rows: about how many rows its calls will have.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Any, rows: int):
+        super().__init__(model)
+        width, q, k = self.width, self.heads * self.width, self.kv_heads * self.width
+        pairs = torch.arange(width).unflatten(0, (2, width // 2)).t().flatten()
+        order = torch.cat([(torch.arange(0, q + k, width)[:, None] + pairs).flatten(), torch.arange(q + k, q + 2 * k)])
+        factor = torch.ones(q + 2 * k, 1)
+        factor[:q], self.scale = self.scale, 1.0
+
+        def lay(maps: Sequence[Any], norm: Any = None, order: Any = None, factor: Any = 1.0) -> Frozen:
+            weight, bias = joined([m.weight for m in maps]), _bias_of(maps)
+            weight = weight if norm is None else weight * norm.weight
+            if order is not None:
+                weight = weight[order] * factor
+                bias = None if bias is None else bias[order] * factor[:, 0]
+            return Frozen(weight, bias, rows)
+
+        self.layers = []
+        for layer in self.net.layers:
+            qkv, up = _inward(layer)
+            self.layers.append(
+                (
+                    lay(qkv, layer.input_layernorm, order, factor),
+                    lay([layer.self_attn.o_proj]),
+                    lay(up, layer.post_attention_layernorm),
+                    lay([layer.mlp.down_proj]),
+                )
+            )
+        self.head = lay([model.get_output_embeddings()], self.net.norm)
+
+    def logits(self, hidden: Float[Tensor, "b d"]) -> Float[Tensor, "b v"]:
+        return self.head(hidden)
+
+    @torch.no_grad()
+    def __call__(self, tokens: Int[Tensor, "s"], positions: Int[Tensor, "s"], attend: Attend) -> Float[Tensor, "s d"]:
+        x = self.net.embed_tokens(tokens)
+        cos, sin = (c[0, :, None, : self.width // 2] for c in self.net.rotary_emb(x, positions[None]))
+        turn = torch.complex(cos, sin)
+        size = x.shape[-1:]
+        for i, (qkv, out, up, down) in enumerate(self.layers):
+            y = qkv(F.rms_norm(x, size, None, self.eps)).unflatten(-1, (-1, self.width))
+            q, k, v = y.split([self.heads, self.kv_heads, self.kv_heads], 1)
+            torch.view_as_complex(y[:, : self.heads + self.kv_heads].unflatten(-1, (-1, 2))).mul_(turn)
+            x += out(attend(i, q, k, v))
+            gate, y = up(F.rms_norm(x, size, None, self.eps)).chunk(2, -1)
+            x += down(F.silu(gate).mul_(y))
+        return F.rms_norm(x, size, None, self.eps)
 
 
-def attention(
-    q: Float[Tensor, "b h t w"], k: Float[Tensor, "b g l w"], v: Float[Tensor, "b g l w"], mask: Bool[Tensor, "b 1 t l"]
-) -> Float[Tensor, "b h t w"]:
-    """Masked attention; each of the g key heads serves h/g query heads."""
-    if q.shape[1] != k.shape[1]:
-        repeats = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+def frozen(model: Any, rows: int) -> Stack:
+    """The fastest stack without gradient for calls of about `rows` rows."""
+    layers, head = backbone(model).layers, model.get_output_embeddings()
+    every = [m for layer in layers for m in (*sum(_inward(layer), []), layer.self_attn.o_proj, layer.mlp.down_proj)]
+    return FrozenStack(model, rows) if available(head.weight) and _plain([*every, head]) else Stack(model)
 
 
-class Padded:
-    """Moves packed tokens to a padded [b l] grid and back; `flat` are the grid cells that are not padding."""
+def _bias_of(maps: Sequence[Any]) -> Tensor | None:
+    """The maps' biases one after another; zero where one has none."""
+    if all(m.bias is None for m in maps):
+        return None
+    return torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps])
+
+
+class Grid:
+    """Moves packed tokens to a padded [b l] grid and back, in row-major order; a full grid is only a view."""
 
     def __init__(self, valid: Bool[Tensor, "b l"]):
         self.shape = valid.shape
-        self.flat = valid.flatten().nonzero().flatten()
-        self.full = len(self.flat) == valid.numel()
+        self.cells = valid.flatten().nonzero().flatten()
+        self.full = len(self.cells) == valid.numel()
 
     def spread(self, x: Float[Tensor, "s h w"]) -> Float[Tensor, "b h l w"]:
         if not self.full:
-            x = x.new_zeros(self.shape.numel(), *x.shape[1:]).index_copy(0, self.flat, x)
+            x = pieces.put(x, self.cells, self.shape.numel())
         return x.unflatten(0, self.shape).transpose(1, 2)
 
     def gather(self, x: Float[Tensor, "b h l w"]) -> Float[Tensor, "s k"]:
         x = x.transpose(1, 2).flatten(2).flatten(0, 1)
-        return x if self.full else x.index_select(0, self.flat)
+        return x if self.full else pieces.take(x, self.cells)
 
 
-def prompt_mask(valid: Bool[Tensor, "m p"]) -> Bool[Tensor, "m 1 p p"]:
+def attention(
+    q: Float[Tensor, "b h t w"],
+    k: Float[Tensor, "b g l w"],
+    v: Float[Tensor, "b g l w"],
+    bias: Float[Tensor, "b 1 t l"],
+    scale: float | None = None,
+) -> Float[Tensor, "b h t w"]:
+    """Attention with `bias` on its scores; each of the g key heads serves h/g query heads, as more queries."""
+    crowd = q.shape[1] // k.shape[1]
+    if crowd == 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    many = q.unflatten(1, (k.shape[1], crowd)).flatten(2, 3)
+    out = F.scaled_dot_product_attention(many, k, v, attn_mask=bias.repeat(1, 1, crowd, 1), scale=scale)
+    return out.unflatten(2, (crowd, q.shape[2])).flatten(1, 2)
+
+
+def prompt_bias(valid: Bool[Tensor, "m p"], dtype: torch.dtype) -> Float[Tensor, "m 1 p p"]:
     """Causal attention among the tokens of each prompt; padding looks at itself, so that no row is empty."""
     size = valid.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool, device=valid.device).tril()
-    return ((causal & valid[:, None]) | torch.eye(size, dtype=torch.bool, device=valid.device))[:, None]
+    return _bias((causal & valid[:, None]) | torch.eye(size, dtype=torch.bool, device=valid.device), dtype)
+
+
+def _bias(seen: Bool[Tensor, "b t l"], dtype: torch.dtype) -> Float[Tensor, "b 1 t l"]:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
 
 
 def prefill(
     stack: Stack, tokens: Int[Tensor, "m p"], valid: Bool[Tensor, "m p"]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Last hidden state of each prompt [m d], and every layer's keys and values [m g p w]."""
-    grid, mask = Padded(valid), prompt_mask(valid)
+    grid, bias = Grid(valid), prompt_bias(valid, stack.net.embed_tokens.weight.dtype)
     keys, values = [], []
 
     def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = grid.spread(k), grid.spread(v)
         keys.append(k)
         values.append(v)
-        return grid.gather(attention(grid.spread(q), k, v, mask))
+        return grid.gather(attention(grid.spread(q), k, v, bias, stack.scale))
 
     positions = (valid.cumsum(1) - 1)[valid]
     hidden = stack(tokens[valid], positions, attend)
     last = valid.sum(1).cumsum(0) - 1  # prompts are padded on the left: each one's last token closes its run
     return hidden[last], keys, values
+
+
+ALIKE = 0.6  # rows at least this long, as a share of the longest, share its grid of attention
+WHOLE = 32  # many packed tokens are a multiple of it: oneDNN compiles a kernel for each size that it meets
+
+
+def buckets(lengths: Int[Tensor, "n"]) -> list[Int[Tensor, "b"]]:
+    """Rows of about the same length together, longest first; rows of length 0 are left out.
+
+    >>> [b.tolist() for b in buckets(torch.tensor([10, 3, 9, 0, 4]))]
+    [[0, 2], [4, 1]]
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    ordered = lengths[order].tolist()
+    found, start = [], 0
+    for i in range(len(ordered) + 1):
+        if i == len(ordered) or ordered[i] < ALIKE * ordered[start]:
+            if i > start and ordered[start]:
+                found.append(order[start:i])
+            start = i
+    return found
 
 
 def hidden_before_steps(
@@ -195,36 +307,53 @@ def hidden_before_steps(
 ) -> Float[Tensor, "k d"]:
     """Hidden state before each present step (row-major order), with gradient; a prompt is computed once a group.
 
-    The dense layers run on `sum(prompt_valid) + sum(present)` tokens instead of n * (p + t).
+    The dense layers run on `sum(prompt_valid) + sum(present)` tokens instead of n * (p + t), and attention on grids
+    of rows of about the same length.
     """
-    m, n, t = len(prompts), *steps.shape
+    device, dtype = steps.device, stack.net.embed_tokens.weight.dtype
     fed = present.clone()  # a step is fed if another one follows it
     fed[:, :-1] &= present[:, 1:]
-    fed[:, -1] = False
-    prompt_grid, step_grid = Padded(prompt_valid), Padded(fed)
-    causal = torch.ones(t, t, dtype=torch.bool, device=steps.device).tril()
-    own = (causal & fed[:, None]) | torch.eye(t, dtype=torch.bool, device=steps.device)
-    shared = prompt_valid[group][:, None].expand(n, t, prompt_valid.shape[1])
-    among_prompts, of_steps = prompt_mask(prompt_valid), torch.cat([shared, own], dim=2)[:, None]
+    fed[:, -1:] = False
     cut = int(prompt_valid.sum())
+    among_prompts, prompt_grid = prompt_bias(prompt_valid, dtype), Grid(prompt_valid)
+    lengths = prompt_valid.sum(1)
+    tokens, positions = [prompts[prompt_valid]], [(prompt_valid.cumsum(1) - 1)[prompt_valid]]
+    before = torch.full(present.shape, -1, device=device)  # the row of `hidden` before each step but the first
+    parts, sizes, at = [], [cut], cut
+    for rows in buckets((fed * torch.arange(1, fed.shape[1] + 1, device=device)).amax(1)):
+        valid = fed[rows]
+        size = int(valid.any(0).nonzero()[-1]) + 1
+        valid, own = valid[:, :size], group[rows]
+        causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
+        among = (causal & valid[:, None]) | torch.eye(size, dtype=torch.bool, device=device)
+        shared = prompt_valid[own][:, None].expand(-1, size, -1)
+        count = int(valid.sum())
+        parts.append((Grid(valid), own, _bias(torch.cat([shared, among], 2), dtype)))
+        sizes.append(count)
+        tokens.append(steps[rows, :size][valid])
+        positions.append((lengths[own][:, None] + torch.arange(size, device=device))[valid])
+        row, column = rows[:, None].expand_as(valid)[valid], torch.arange(size, device=device).expand_as(valid)[valid]
+        before[row, column + 1] = torch.arange(at, at + count, device=device)
+        at += count
+    sizes.append(-at % WHOLE if at >= 16 * WHOLE else 0)
+    tokens.append(steps.new_zeros(sizes[-1]))
+    positions.append(steps.new_zeros(sizes[-1]))
 
     def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kp, vp = prompt_grid.spread(k[:cut]), prompt_grid.spread(v[:cut])
-        first = prompt_grid.gather(attention(prompt_grid.spread(q[:cut]), kp, vp, among_prompts))
-        ks = torch.cat([kp.index_select(0, group), step_grid.spread(k[cut:])], dim=2)
-        vs = torch.cat([vp.index_select(0, group), step_grid.spread(v[cut:])], dim=2)
-        return torch.cat([first, step_grid.gather(attention(step_grid.spread(q[cut:]), ks, vs, of_steps))])
+        (q0, *qs, rest), (k0, *ks, _), (v0, *vs, _) = (x.split(sizes) for x in (q, k, v))
+        k0, v0 = prompt_grid.spread(k0), prompt_grid.spread(v0)
+        out = [prompt_grid.gather(attention(prompt_grid.spread(q0), k0, v0, among_prompts))]
+        for (grid, own, bias), qi, ki, vi in zip(parts, qs, ks, vs, strict=True):
+            ki = torch.cat([pieces.repeat(k0, own), grid.spread(ki)], 2)
+            vi = torch.cat([pieces.repeat(v0, own), grid.spread(vi)], 2)
+            out.append(grid.gather(attention(grid.spread(qi), ki, vi, bias)))
+        return torch.cat([*out, torch.zeros_like(rest).flatten(1)])
 
-    lengths = prompt_valid.sum(1)
-    step_positions = lengths[group][:, None] + torch.arange(t, device=steps.device)
-    tokens = torch.cat([prompts[prompt_valid], steps[fed]])
-    positions = torch.cat([(prompt_valid.cumsum(1) - 1)[prompt_valid], step_positions[fed]])
-    hidden = stack(tokens, positions, attend)
-    # Row of `hidden` that stands before each present step: the prompt's last token, then the steps themselves.
-    before = torch.full((n, t), -1, device=steps.device)
-    before[:, 0] = (lengths.cumsum(0) - 1)[group]
-    row = torch.full((n, t), -1, device=steps.device)
-    row[fed] = cut + torch.arange(int(fed.sum()), device=steps.device)
-    before[:, 1:] = row[:, :-1]
-    assert m == len(lengths)
-    return hidden.index_select(0, before[present])
+    hidden = stack(torch.cat(tokens), torch.cat(positions), attend)
+    # The prompt's last token stands before its rows' first steps, and is there once: copies of it come first.
+    first = present[:, 0].nonzero().flatten()
+    ends = pieces.take(hidden, lengths.cumsum(0) - 1)
+    every = torch.cat([pieces.repeat(ends, group[first]), hidden])
+    before += len(first)
+    before[first, 0] = torch.arange(len(first), device=device)
+    return pieces.take(every, before[present])

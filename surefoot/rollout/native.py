@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from surefoot.errors import InputError
@@ -96,10 +97,9 @@ def _mix(x: Tensor) -> Tensor:
 
 def draw(logp: Float[Tensor, "b v"], u: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
     """The token at quantile `u` of each row's distribution (inverse of its cumulative distribution)."""
-    cdf = logp.double().exp().cumsum(-1)
-    token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).flatten()
-    last = logp.shape[-1] - 1 - (logp.flip(-1) > -torch.inf).int().argmax(-1)  # never past the last possible token
-    return torch.minimum(token, last)
+    cdf = logp.exp().cumsum(-1, dtype=torch.float64)
+    # A shade less than u, so that the quantile never rounds up to the whole mass, past the last possible token.
+    return torch.searchsorted(cdf, cdf[:, -1:] * (u * (1 - 2**-40))[:, None], right=True).flatten()
 
 
 @dataclass
@@ -140,35 +140,55 @@ def continued(
     engine: Any, seeds: Int[Tensor, "n"], sampling: Sampling, stop: Sequence[int], pad: int = 0
 ) -> Generation:
     """Draw from the rows of an engine (`first`, `step`, `keep`: see `decoder`) until they end."""
-    rows, limit = len(seeds), sampling.max_new_tokens
-    out_tokens = torch.full((rows, limit), pad)
-    out_logp = torch.zeros(rows, limit)
-    length = torch.zeros(rows, dtype=torch.long)
-    stops = torch.tensor(list(stop))
-    u = uniforms(seeds, limit)
-    alive = torch.arange(rows)  # row of the table behind each row of the decoder
-    done = torch.zeros(rows, dtype=torch.bool)  # along the decoder's rows
     logits = engine.first()
+    device, count, limit = logits.device, len(seeds), sampling.max_new_tokens
+    out_tokens = torch.full((limit, count), pad, device=device)
+    out_logp = torch.zeros(limit, count, device=device)
+    length = torch.full((count,), limit, device=device)
+    stops = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
+    stops[list(stop)] = True
+    u = uniforms(seeds.to(device), limit).t().contiguous()
+    rows = torch.arange(count, device=device)  # of the table, behind each row of the decoder
+    done = torch.zeros(count, dtype=torch.bool, device=device)
     for t in range(limit):
-        logp = log_distribution(logits.cpu(), sampling)
-        token = draw(logp, u[alive, t])
-        live = alive[~done]
-        out_tokens[live, t] = token[~done]
-        out_logp[live, t] = logp.gather(1, token[:, None]).flatten()[~done]
-        length[live] = t + 1
-        done |= torch.isin(token, stops)
-        remaining = int((~done).sum())
-        if remaining == 0 or t == limit - 1:
-            break
-        if remaining <= 0.85 * len(done):  # a copy of the cache is paid only when it saves enough
-            keep = (~done).nonzero().flatten()
-            engine.keep(keep)
-            alive, token, done = alive[keep], token[keep], done[keep]
-        logits = engine.step(token)
-    ended = torch.isin(out_tokens[torch.arange(rows), length - 1], stops)
-    longest = int(length.max()) if rows else 0
-    present = torch.arange(longest) < length[:, None]
-    return Generation(out_tokens[:, :longest], out_logp[:, :longest], present, ~ended)
+        logp = log_distribution(logits, sampling)
+        token = draw(logp, u[t].index_select(0, rows))
+        out_tokens[t].index_copy_(0, rows, token)
+        out_logp[t].index_copy_(0, rows, logp.gather(1, token[:, None])[:, 0])
+        ended = stops.index_select(0, token)
+        if ended.any():
+            length[rows[ended & ~done]] = t + 1
+            done |= ended
+            alive = int((~done).sum())
+            if alive == 0:
+                break
+            kept = _seats(done, alive)
+            if len(kept) < len(rows):
+                engine.keep(kept)
+                rows, token, done = rows[kept], token[kept], done[kept]
+        if t < limit - 1:
+            logits = engine.step(token)
+    longest = int(length.max()) if count else 0
+    present = torch.arange(longest, device=device) < length[:, None]
+    out_tokens = out_tokens[:longest].t().where(present, pad)
+    out_logp = out_logp[:longest].t().where(present, 0.0)
+    last = out_tokens.gather(1, (length - 1)[:, None])[:, 0]
+    return Generation(out_tokens.cpu(), out_logp.cpu(), present.cpu(), ~stops[last].cpu())
+
+
+SEATS = 8  # rows of the decoder come in multiples of it, so that its products have few different sizes
+
+
+def _seats(done: Bool[Tensor, "b"], alive: int) -> Int[Tensor, "k"]:
+    """Which rows go on: the last of those alive take the places of those that are done, and the others stay."""
+    size = alive if alive < SEATS else min(len(done), -(-alive // SEATS) * SEATS)
+    if size == len(done):
+        return torch.arange(size, device=done.device)
+    kept = torch.arange(size, device=done.device)
+    free = done[:size].nonzero().flatten()
+    late = (~done[size:]).nonzero().flatten() + size
+    kept[free[: len(late)]] = late
+    return kept
 
 
 def decoder(
@@ -176,100 +196,132 @@ def decoder(
 ) -> _PackedDecoder | _HuggingFaceDecoder:
     """Rows that continue prompt `group[i]` a token at a time: `first` and `step` give logits [n v], `keep` takes rows.
 
-    `keep` may repeat a row, so that a prefix branches; it copies the cache, which grows by `block` steps at a time.
+    `keep` may repeat a row, so that a prefix branches. The cache grows by `block` steps at a time.
     """
     if fast and llama.supported(model):
         return _PackedDecoder(model, prompts, valid, group, block)
     return _HuggingFaceDecoder(model, prompts, valid, group)
 
 
-class _PackedDecoder:
-    """The packed Llama of `policies.llama` over two caches: prompts, kept once a group, and each row's own steps.
+COPIES = 1 << 26  # bytes of prompts' keys and values that may be copied for every row
 
-    At every step the queries of a group meet their prompt's keys in one product, so that decoding reads a prompt once
-    a group and not once a row. Rows live in the cells of a [group, member] grid; after rows have left, the grid is as
-    wide as the largest group left.
+
+class _PackedDecoder:
+    """The packed Llama of `policies.llama` over a cache of [layer][key or value, row, head, step, width].
+
+    Short prompts stand in the cache of each of their rows. Where that would take more than `COPIES` bytes, a prompt is
+    kept once for its group, and at every step the queries of the group meet it in one product: rows then live in the
+    cells of a [group, member] grid, which after rows have left is as wide as the largest group left.
     """
 
     def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor, block: int = 64):
-        self.model, self.stack, self.block = model, llama.Stack(model, fused=True), block
+        self.stack, self.block = llama.frozen(model, len(group)), block
         self.device = next(model.parameters()).device
         prompts, valid, group = (x.to(self.device) for x in (prompts, valid, group))
-        hidden, self.prompt_keys, self.prompt_values = llama.prefill(self.stack, prompts, valid)
-        self.hidden, self.position = hidden[group], valid.sum(1)[group]
-        self.bias = torch.zeros(valid.shape, dtype=hidden.dtype, device=self.device).masked_fill(~valid, -torch.inf)
-        self.used = 0
-        empty = hidden.new_empty(len(group), self.stack.kv_heads, 0, self.stack.width)
-        self.keys, self.values = [empty] * len(self.stack.layers), [empty] * len(self.stack.layers)
-        self._seat(group)
+        hidden, keys, values = llama.prefill(self.stack, prompts, valid)
+        self.opening = self.stack.logits(hidden).index_select(0, group)
+        self.position, self.size = valid.sum(1)[group], len(group)
+        bias = torch.zeros(valid.shape, dtype=hidden.dtype, device=self.device).masked_fill(~valid, -torch.inf)
+        bias = bias[:, None, None] if not valid.all() else None
+        one = keys[0][0].numel() * 2 * len(keys) * keys[0].element_size()
+        self.shared = len(group) * one > COPIES and len(group) > len(prompts)
+        if self.shared:
+            self.prompts, self.bias, self.used = list(zip(keys, values, strict=True)), bias, 0
+            empty = hidden.new_empty(2, len(group), self.stack.kv_heads, block, self.stack.width)
+            self.cache = [empty.clone() for _ in keys]
+            self._seat(group)
+        else:
+            self.used = prompts.shape[1]
+            self.bias = None if bias is None else F.pad(bias, (0, block)).index_select(0, group)
+            self.cache = [
+                _room(torch.stack([k, v]).index_select(1, group), block) for k, v in zip(keys, values, strict=True)
+            ]
 
-    def _seat(self, group: Tensor) -> None:
+    def first(self) -> Float[Tensor, "n v"]:
+        return self.opening
+
+    def keep(self, rows: Int[Tensor, "k"]) -> None:
+        rows = rows.to(self.device)
+        moved = (rows != torch.arange(len(rows), device=self.device)).nonzero().flatten()
+        if len(rows) <= self.size:  # only the rows that change places are copied
+            sources = rows[moved]
+            for cache in self.cache:
+                cache[:, moved] = cache[:, sources]
+            self.cache = [cache[:, : len(rows)] for cache in self.cache]
+        else:
+            self.cache = [cache.index_select(1, rows) for cache in self.cache]
+        self.position, self.size = self.position[rows], len(rows)
+        if self.shared:
+            self._seat(self.group[rows])
+        elif self.bias is not None:
+            self.bias = self.bias[rows]
+
+    def _seat(self, group: Int[Tensor, "n"]) -> None:
         """Give each row its cell of the grid, and forget prompts that no row needs."""
         used, self.group = group.unique(return_inverse=True)
-        if len(used) < len(self.bias):
-            self.prompt_keys = [k.index_select(0, used) for k in self.prompt_keys]
-            self.prompt_values = [v.index_select(0, used) for v in self.prompt_values]
-            self.bias = self.bias[used]
+        if len(used) < len(self.prompts[0][0]):
+            self.prompts = [(k.index_select(0, used), v.index_select(0, used)) for k, v in self.prompts]
+            self.bias = None if self.bias is None else self.bias[used]
         sizes = torch.bincount(self.group)
-        self.members = int(sizes.max())
+        self.grid = (len(used), int(sizes.max()))
         order = self.group.argsort(stable=True)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[self.group[order]]
-        cell = self.group * self.members + rank
-        whole = len(cell) == len(used) * self.members and torch.equal(cell, torch.arange(len(cell), device=cell.device))
+        cell = self.group * self.grid[1] + rank
+        whole = len(cell) == self.grid[0] * self.grid[1] and bool((cell == torch.arange(len(cell)).to(cell)).all())
         self.cell = None if whole else cell
 
-    def first(self) -> Tensor:
-        return self._logits(self.hidden)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden)
-
-    def keep(self, rows: Tensor) -> None:
-        rows = rows.to(self.device)
-        self.keys = [k.index_select(0, rows) for k in self.keys]
-        self.values = [v.index_select(0, rows) for v in self.values]
-        self.position = self.position[rows]
-        self._seat(self.group[rows])
-
-    def _to_grid(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "m g ..."]:
-        groups = len(self.bias)
+    def _to_grid(self, x: Float[Tensor, "b h r k"]) -> Float[Tensor, "m h gr k"]:
+        """Heads of all rows of a group side by side."""
         if self.cell is not None:
-            x = x.new_zeros(groups * self.members, *x.shape[1:]).index_copy_(0, self.cell, x)
-        return x.unflatten(0, (groups, self.members))
+            x = x.new_zeros(self.grid[0] * self.grid[1], *x.shape[1:]).index_copy_(0, self.cell, x)
+        return x.unflatten(0, self.grid).transpose(1, 2).flatten(2, 3)
 
-    def _from_grid(self, x: Float[Tensor, "m g ..."]) -> Float[Tensor, "b ..."]:
-        x = x.flatten(0, 1)
+    def _from_grid(self, x: Float[Tensor, "m h gr k"], repeats: int) -> Float[Tensor, "b h r k"]:
+        x = x.unflatten(2, (self.grid[1], repeats)).transpose(1, 2).flatten(0, 1)
         return x if self.cell is None else x.index_select(0, self.cell)
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Int[Tensor, "n"]) -> Float[Tensor, "n v"]:
+        """The next token's logits after each row has said its token."""
         slot, self.used = self.used, self.used + 1
-        if self.used > self.keys[0].shape[2]:
-            self.keys = [_room(k, self.block) for k in self.keys]
-            self.values = [_room(v, self.block) for v in self.values]
-        kv, width = self.stack.kv_heads, self.stack.width
-        repeats = self.stack.heads // kv
+        if self.used > self.cache[0].shape[3]:
+            self.cache = [_room(c, self.block) for c in self.cache]
+            if not self.shared and self.bias is not None:
+                self.bias = F.pad(self.bias, (0, self.block))
+        attend = self._attend_shared if self.shared else self._attend_own
 
-        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self.keys[i][:, :, slot], self.values[i][:, :, slot] = k, v
-            q = q.view(-1, kv, repeats, width) * width**-0.5
-            crowd = self._to_grid(q).transpose(1, 2).flatten(2, 3)  # [m kv g*r w]: a group's queries side by side
-            of_prompt = crowd @ self.prompt_keys[i].transpose(-1, -2) + self.bias[:, None, None]
-            of_prompt = self._from_grid(of_prompt.unflatten(2, (self.members, repeats)).transpose(1, 2))
-            own = q @ self.keys[i][:, :, : self.used].transpose(-1, -2)
-            share = torch.cat([of_prompt, own], -1).softmax(-1)
-            size = of_prompt.shape[-1]
-            crowd = self._to_grid(share[..., :size]).transpose(1, 2).flatten(2, 3) @ self.prompt_values[i]
-            of_prompt = self._from_grid(crowd.unflatten(2, (self.members, repeats)).transpose(1, 2))
-            return (of_prompt + share[..., size:] @ self.values[i][:, :, : self.used]).flatten(1)
+        def write_and_attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.cache[i][0, :, :, slot], self.cache[i][1, :, :, slot] = k, v
+            q = q.unflatten(1, (self.stack.kv_heads, -1))
+            return attend(i, q if self.stack.scale == 1 else q * self.stack.scale).flatten(1)
 
-        hidden = self.stack(tokens.to(self.device), self.position, attend)
+        hidden = self.stack(tokens.to(self.device), self.position, write_and_attend)
         self.position = self.position + 1
-        return self._logits(hidden)
+        return self.stack.logits(hidden)
+
+    def _attend_own(self, i: int, q: Float[Tensor, "n g r w"]) -> Float[Tensor, "n g r w"]:
+        keys, values = self.cache[i][:, :, :, : self.used]
+        scores = q @ keys.transpose(-1, -2)
+        if self.bias is not None:
+            scores += self.bias[..., : self.used]
+        return scores.softmax(-1) @ values
+
+    def _attend_shared(self, i: int, q: Float[Tensor, "n g r w"]) -> Float[Tensor, "n g r w"]:
+        keys, values = self.cache[i][:, :, :, : self.used]
+        prompt_keys, prompt_values = self.prompts[i]
+        of_prompt = self._to_grid(q) @ prompt_keys.transpose(-1, -2)
+        if self.bias is not None:
+            of_prompt += self.bias
+        of_prompt = self._from_grid(of_prompt, q.shape[2])
+        size = of_prompt.shape[-1]
+        share = torch.cat([of_prompt, q @ keys.transpose(-1, -2)], -1).softmax(-1)
+        of_prompt = self._from_grid(self._to_grid(share[..., :size]) @ prompt_values, q.shape[2])
+        return of_prompt + share[..., size:] @ values
 
 
-def _room(x: Float[Tensor, "b h l w"], steps: int) -> Float[Tensor, "b h k w"]:
-    return torch.cat([x, x.new_zeros(*x.shape[:2], steps, x.shape[3])], dim=2)
+def _room(cache: Float[Tensor, "2 n h l w"], steps: int) -> Float[Tensor, "2 n h k w"]:
+    """The cache with room for more steps."""
+    return F.pad(cache, (0, 0, 0, steps))
 
 
 class _HuggingFaceDecoder:
