@@ -14,7 +14,7 @@ import torch
 
 from surefoot import tasks
 from surefoot.bench.cases import Case, trivial_reward
-from surefoot.bench.limits import decode_seconds, matmul_rate, step_flops
+from surefoot.bench.limits import decode_seconds, matmul_rates, step_flops
 from surefoot.bench.worker import resident
 from surefoot.method import Method, Update
 from surefoot.methods import find as find_method
@@ -153,12 +153,13 @@ def surefoot(case: Case, device: str, requests: Iterable[str], say: Say) -> None
             elif request.strip() == "limits":
                 assert batch is not None
                 model = trainer.policy.model
-                flops, rate = step_flops(model.config, batch), matmul_rate(device)
+                flops, rates = step_flops(model.config, batch), matmul_rates(device)
                 say(
                     {
                         "flops": flops,
-                        "matmul_flops_per_s": rate,
-                        "step_limit": flops["step"] / rate,
+                        "matmul_flops_per_s": rates,
+                        "step_limit": flops["step"] / rates["best"],
+                        "step_limit_torch": flops["step"] / rates["torch"],
                         "decode_limit": decode_seconds(model, batch),
                     }
                 )

@@ -92,11 +92,15 @@ def quartiles(values: Sequence[float]) -> list[float]:
 def against_limits(records: list[dict[str, Any]], limits: list[dict[str, Any]]) -> dict[str, float]:
     """A step over its arithmetic limit, the share of its limit that decoding reaches, the share of overhead."""
     return {
-        "matmul_gflops_per_s": statistics.median(x["matmul_flops_per_s"] for x in limits) / 1e9,
+        "matmul_gflops_per_s": statistics.median(x["matmul_flops_per_s"]["best"] for x in limits) / 1e9,
+        "torch_matmul_gflops_per_s": statistics.median(x["matmul_flops_per_s"]["torch"] for x in limits) / 1e9,
         "step_gflops": statistics.median(x["flops"]["step"] for x in limits) / 1e9,
         "step_limit_s": statistics.median(x["step_limit"] for x in limits),
         "step_over_limit": statistics.median(
             r["total"] / x["step_limit"] for r, x in zip(records, limits, strict=True)
+        ),
+        "step_over_torch_limit": statistics.median(
+            r["total"] / x["step_limit_torch"] for r, x in zip(records, limits, strict=True)
         ),
         "decode_share_of_limit": statistics.median(
             x["decode_limit"] / r["generation"] for r, x in zip(records, limits, strict=True)

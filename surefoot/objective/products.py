@@ -34,10 +34,21 @@ def available(x: Tensor) -> bool:
 def product(
     x: Float[Tensor, "s k"], weight: Float[Tensor, "n k"], bias: Float[Tensor, "n"] | None = None
 ) -> Float[Tensor, "s n"]:
-    """`x W^T + b`, differentiable any number of times. The plain twin is `F.linear`."""
+    """`x W^T + b`, differentiable any number of times. The plain twin is `F.linear`.
+
+    >>> product(torch.tensor([[1.0, 2.0]]), torch.eye(2), torch.tensor([0.5, 0.0]))
+    tensor([[1.5000, 2.0000]])
+    """
     if not available(x) or weight.dtype != x.dtype or _few(len(x), weight):
         return F.linear(x, weight, bias)
     return _Product.apply(x, weight, bias)
+
+
+def _call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN takes the numbers as they lie, so they must lie densely (x it copies itself)."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()
+    return _linear(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
 
 
 def _few(rows: int, weight: Tensor) -> bool:
@@ -48,7 +59,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return _linear(x, weight, bias, "none", [], "")
+        return _call(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
@@ -69,7 +80,8 @@ class Frozen:
     """
 
     def __init__(self, weight: Float[Tensor, "n k"], bias: Float[Tensor, "n"] | None = None, rows: int = 64):
-        self.plain, self.bias, self.packed = weight, bias, None
+        self.width, self.plain, self.packed = weight.shape[1], weight, None
+        self.bias = None if bias is None else bias.contiguous()
         if available(weight) and _reorder is not None:
             self.packed = _reorder(weight, rows)
             if weight.numel() > SMALL:

@@ -9,8 +9,9 @@ tests hold the two together in values and gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,6 +127,13 @@ class Stack:
         """Of the next token."""
         return self.model.get_output_embeddings()(hidden)
 
+    def maps(self) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
+        """Every product of the layers in turn, with the width that it reads."""
+        for layer in self.net.layers:
+            qkv, up = _inward(layer)
+            for maps in (qkv, [layer.self_attn.o_proj], up, [layer.mlp.down_proj]):
+                yield maps[0].in_features, partial(project, maps=maps)
+
     def __call__(self, tokens: Int[Tensor, "s"], positions: Int[Tensor, "s"], attend: Attend) -> Float[Tensor, "s d"]:
         """Last hidden states of packed `tokens`; `attend(layer, q, k, v)` maps [s h w] heads to [s h*w]."""
         x = self.net.embed_tokens(tokens)
@@ -181,6 +189,10 @@ class FrozenStack(Stack):
 
     def logits(self, hidden: Float[Tensor, "b d"]) -> Float[Tensor, "b v"]:
         return self.head(hidden)
+
+    def maps(self) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
+        for layer in self.layers:
+            yield from ((m.width, m) for m in layer)
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "s"], positions: Int[Tensor, "s"], attend: Attend) -> Float[Tensor, "s d"]:

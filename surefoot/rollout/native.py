@@ -203,15 +203,15 @@ def decoder(
     return _HuggingFaceDecoder(model, prompts, valid, group)
 
 
-COPIES = 1 << 26  # bytes of prompts' keys and values that may be copied for every row
+COPIES = 1 << 23  # bytes of prompts' keys and values that may stand there once a row: more would leave the caches
 
 
 class _PackedDecoder:
     """The packed Llama of `policies.llama` over a cache of [layer][key or value, row, head, step, width].
 
-    Short prompts stand in the cache of each of their rows. Where that would take more than `COPIES` bytes, a prompt is
-    kept once for its group, and at every step the queries of the group meet it in one product: rows then live in the
-    cells of a [group, member] grid, which after rows have left is as wide as the largest group left.
+    A prompt is kept once for its group, and at every step the queries of the group meet it in one product: rows live in
+    the cells of a [group, member] grid, which after rows have left is as wide as the largest group left. Once copies of
+    the prompts for all rows left take no more than `COPIES` bytes, they stand in the rows' own cache instead.
     """
 
     def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor, block: int = 64):
@@ -223,19 +223,10 @@ class _PackedDecoder:
         self.position, self.size = valid.sum(1)[group], len(group)
         bias = torch.zeros(valid.shape, dtype=hidden.dtype, device=self.device).masked_fill(~valid, -torch.inf)
         bias = bias[:, None, None] if not valid.all() else None
-        one = keys[0][0].numel() * 2 * len(keys) * keys[0].element_size()
-        self.shared = len(group) * one > COPIES and len(group) > len(prompts)
-        if self.shared:
-            self.prompts, self.bias, self.used = list(zip(keys, values, strict=True)), bias, 0
-            empty = hidden.new_empty(2, len(group), self.stack.kv_heads, block, self.stack.width)
-            self.cache = [empty.clone() for _ in keys]
-            self._seat(group)
-        else:
-            self.used = prompts.shape[1]
-            self.bias = None if bias is None else F.pad(bias, (0, block)).index_select(0, group)
-            self.cache = [
-                _room(torch.stack([k, v]).index_select(1, group), block) for k, v in zip(keys, values, strict=True)
-            ]
+        self.prompts, self.bias, self.used = list(zip(keys, values, strict=True)), bias, 0
+        empty = hidden.new_empty(2, len(group), self.stack.kv_heads, block, self.stack.width)
+        self.cache, self.shared = [empty.clone() for _ in keys], True
+        self._seat(group)
 
     def first(self) -> Float[Tensor, "n v"]:
         return self.opening
@@ -258,8 +249,12 @@ class _PackedDecoder:
 
     def _seat(self, group: Int[Tensor, "n"]) -> None:
         """Give each row its cell of the grid, and forget prompts that no row needs."""
+        keys = self.prompts[0][0]
+        if len(group) * keys[0].numel() * 2 * len(self.prompts) * keys.element_size() <= COPIES:
+            self._own(group)
+            return
         used, self.group = group.unique(return_inverse=True)
-        if len(used) < len(self.prompts[0][0]):
+        if len(used) < len(keys):
             self.prompts = [(k.index_select(0, used), v.index_select(0, used)) for k, v in self.prompts]
             self.bias = None if self.bias is None else self.bias[used]
         sizes = torch.bincount(self.group)
@@ -270,6 +265,15 @@ class _PackedDecoder:
         cell = self.group * self.grid[1] + rank
         whole = len(cell) == self.grid[0] * self.grid[1] and bool((cell == torch.arange(len(cell)).to(cell)).all())
         self.cell = None if whole else cell
+
+    def _own(self, group: Int[Tensor, "n"]) -> None:
+        """Give each row a copy of its prompt, before its own steps."""
+        self.shared, self.used = False, self.used + self.prompts[0][0].shape[2]
+        prompts = (torch.stack(pair).index_select(1, group) for pair in self.prompts)
+        self.cache = [torch.cat(pair, 3) for pair in zip(prompts, self.cache, strict=True)]
+        self.prompts = []
+        if self.bias is not None:
+            self.bias = F.pad(self.bias.index_select(0, group), (0, self.cache[0].shape[3] - self.bias.shape[-1]))
 
     def _to_grid(self, x: Float[Tensor, "b h r k"]) -> Float[Tensor, "m h gr k"]:
         """Heads of all rows of a group side by side."""

@@ -89,3 +89,49 @@ def test_other_architectures_take_the_slow_path(prompts):
     )
     policy = CausalLM(model, _Tokenizer())
     assert not policy.fast
+
+
+def test_weights_lie_joined_and_stay_what_they_are(tmp_path):
+    plain, model = tiny_llama(), tiny_llama()
+    names = [n for n, _ in model.named_parameters()]
+    before = list(model.parameters())
+    packed.join(model)
+    assert [n for n, _ in model.named_parameters()] == names
+    assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
+    maps = packed._inward(model.model.layers[0])[0]
+    whole = packed.joined([m.weight for m in maps])
+    assert whole.data_ptr() == maps[0].weight.data_ptr(), "no copy"
+    assert torch.equal(whole, torch.cat([m.weight for m in maps]))
+    apart = [m.weight.clone() for m in maps]
+    assert torch.equal(packed.joined(apart), whole) and packed.joined(apart).data_ptr() != apart[0].data_ptr()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).state_dict()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(again[name], value), name
+
+
+def test_rows_of_about_the_same_length_share_a_bucket():
+    lengths = torch.tensor([1, 100, 0, 61, 20, 59, 12, 2])
+    found = packed.buckets(lengths)
+    assert sorted(torch.cat(found).tolist()) == [0, 1, 3, 4, 5, 6, 7], "each row once, and none without steps"
+    for rows in found:
+        assert lengths[rows].min() >= packed.ALIKE * lengths[rows].max()
+    assert [len(b) for b in found] == [2, 1, 2, 1, 1]
+
+
+def test_the_frozen_stack_gives_the_same_logits(prompts):
+    """Folded norms, folded scale and re-ordered pairs change nothing that can be seen."""
+    model = tiny_llama(attention_bias=True, mlp_bias=True)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.add_(torch.randn_like(p) * 0.3)
+    tokens, valid = prompts
+    with torch.no_grad():
+        results = []
+        for stack in (packed.frozen(model, 8), packed.Stack(model)):
+            hidden, _, values = packed.prefill(stack, tokens, valid)
+            results.append((stack.logits(hidden), values[1]))
+        slow = model(tokens, attention_mask=valid.long(), position_ids=(valid.cumsum(1) - 1).clamp_min(0)).logits[:, -1]
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(results[0][0], slow, atol=1e-4, rtol=1e-4)

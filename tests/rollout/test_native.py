@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from surefoot.errors import InputError
+from surefoot.rollout import native
 from surefoot.rollout.native import Sampling, draw, generate, log_distribution, uniforms
 from tests.conftest import tiny_llama
 
@@ -93,3 +94,36 @@ def test_greedy_rows_agree_with_hugging_face(llama, prompts):
 def test_bad_sampling_is_refused(bad):
     with pytest.raises(InputError, match="sampling"):
         Sampling(**bad)
+
+
+@pytest.mark.parametrize("copies", [0, 1 << 30])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_prompts_kept_once_or_once_a_row_give_the_same(prompts, monkeypatch, copies, kv_heads):
+    """With ends at different steps, so that rows change places and groups become uneven."""
+    model, group, seeds = tiny_llama(seed=3, kv_heads=kv_heads), torch.arange(4).repeat_interleave(8), torch.arange(32)
+    slow = _generate(model, prompts, group, seeds, fast=False, max_new_tokens=30)
+    monkeypatch.setattr(native, "COPIES", copies)
+    out = _generate(model, prompts, group, seeds, max_new_tokens=30)
+    assert out.present.sum(1).unique().numel() > 5, "rows end at different steps"
+    assert torch.equal(out.tokens, slow.tokens) and torch.equal(out.present, slow.present)
+    torch.testing.assert_close(out.logp, slow.logp, atol=5e-5, rtol=1e-4)
+
+
+def test_the_last_rows_alive_take_the_free_seats(monkeypatch):
+    monkeypatch.setattr(native, "SEATS", 2)
+    done = torch.tensor([True, False, True, False, True, False])
+    assert native._seats(done, 3).tolist() == [5, 1, 2, 3], "four seats: one of those that are done keeps its own"
+    assert native._seats(torch.tensor([True, False, True, True, True]), 1).tolist() == [1]
+    assert native._seats(torch.tensor([False, True, False]), 2).tolist() == [0, 2]
+    assert native._seats(torch.tensor([False, False, True]), 2).tolist() == [0, 1]
+
+
+def test_a_prefix_can_branch(llama, prompts):
+    tokens, valid = prompts
+    with torch.no_grad():
+        whole = native.decoder(llama, tokens, valid, torch.tensor([2, 2, 2]))
+        one = native.decoder(llama, tokens, valid, torch.tensor([2]))
+        expected = [whole.step(torch.tensor([5, 5, 5])), whole.step(torch.tensor([7, 8, 9]))]
+        assert torch.allclose(one.step(torch.tensor([5])), expected[0][:1], atol=1e-4)
+        one.keep(torch.tensor([0, 0, 0]))
+        torch.testing.assert_close(one.step(torch.tensor([7, 8, 9])), expected[1], atol=1e-4, rtol=1e-4)
