@@ -123,7 +123,7 @@ def test_the_frozen_stack_gives_the_same_logits(prompts):
     """Folded norms, folded scale and re-ordered pairs change nothing that can be seen."""
     model = tiny_llama(attention_bias=True, mlp_bias=True)
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for _name, p in model.named_parameters():
             if p.ndim == 1:
                 p.add_(torch.randn_like(p) * 0.3)
     tokens, valid = prompts

@@ -32,7 +32,11 @@ def _cases():
             x,
         ),
         "take": (lambda y: pieces.take(y, rows), lambda y: y[rows], x),
-        "put": (lambda y: pieces.put(y, torch.arange(7) * 2, 14), lambda y: torch.stack([y, 0 * y], 1).flatten(0, 1), x),
+        "put": (
+            lambda y: pieces.put(y, torch.arange(7) * 2, 14),
+            lambda y: torch.stack([y, 0 * y], 1).flatten(0, 1),
+            x,
+        ),
         "repeat": (lambda y: pieces.repeat(y, many), lambda y: y[many], x),
     }
 
