@@ -317,7 +317,7 @@ def make_trl(case: Case, device: str, folder: str, callback: Any) -> Any:
     del policy
     return GRPOTrainer(
         model=where,
-        reward_funcs=trivial_reward,
+        reward_funcs=trivial_reward,  # pyright: ignore[reportArgumentType]
         args=config,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         callbacks=[callback],

@@ -352,7 +352,7 @@ def hidden_before_steps(
     positions.append(steps.new_zeros(sizes[-1]))
 
     def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        (q0, *qs, rest), (k0, *ks, _), (v0, *vs, _) = (x.split(sizes) for x in (q, k, v))
+        (q0, *qs, rest), (k0, *ks, rest), (v0, *vs, rest) = (x.split(sizes) for x in (q, k, v))
         k0, v0 = prompt_grid.spread(k0), prompt_grid.spread(v0)
         out = [prompt_grid.gather(attention(prompt_grid.spread(q0), k0, v0, among_prompts))]
         for (grid, own, bias), qi, ki, vi in zip(parts, qs, ks, vs, strict=True):
