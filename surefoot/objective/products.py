@@ -27,7 +27,11 @@ _linear, _reorder = _op("_linear_pointwise"), _op("_reorder_linear_weight")
 
 
 def available(x: Tensor) -> bool:
-    """Whether oneDNN can make products with `x`."""
+    """Whether oneDNN can make products with `x`.
+
+    >>> available(torch.zeros(2, 3, dtype=torch.float64))
+    False
+    """
     return _linear is not None and x.dtype == torch.float32 and x.device.type == "cpu" and x.ndim == 2
 
 
