@@ -7,13 +7,13 @@ and their gradients is a few times `chunk * V` numbers, whatever N and T; by def
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from surefoot.objective.entropy import entropy as shannon
 from surefoot.objective.groups import working
+from surefoot.objective.products import product
 
 CELLS = 1 << 24  # logits held at a time: 64 MB of float32
 FORBIDDEN = -1e4  # stands for a log-probability of -inf, whose product with its probability would be nan
@@ -33,7 +33,8 @@ def token_logp_plain(
     >>> token_logp_plain(torch.eye(2), torch.eye(2), torch.tensor([0, 0]))
     tensor([-0.3133, -1.3133])
     """
-    logp = (working(F.linear(hidden, weight, bias)) / temperature).log_softmax(-1)
+    logits = working(product(hidden, weight, bias))
+    logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
     chosen = logp.gather(-1, tokens[:, None])[:, 0]
     return (chosen, shannon(logp)) if entropy else chosen
 
@@ -91,7 +92,7 @@ def log_collision(
     """
     out = working(hidden.new_empty(len(hidden)))
     for piece in _slices(len(hidden), chunk or max(1, CELLS // len(weight))):
-        logits = working(F.linear(hidden[piece], weight, bias)) / temperature
+        logits = working(product(hidden[piece], weight, bias)) / temperature
         out[piece] = (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
     return out
 
@@ -136,9 +137,9 @@ class _Chunked(torch.autograd.Function):
                 grad = every.exp_().mul_(-up)
             grad.scatter_add_(1, tokens[piece, None], up)
             if grad_hidden is not None:
-                grad_hidden[piece] = grad.to(weight.dtype) @ weight
+                grad_hidden[piece] = product(grad.to(weight.dtype), weight.t())
             if grad_weight is not None:
-                grad_weight.addmm_(grad.t(), hidden[piece].to(grad.dtype))
+                grad_weight += product(grad.t(), hidden[piece].to(grad.dtype).t())
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
@@ -148,7 +149,7 @@ class _Chunked(torch.autograd.Function):
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """`(h W^T + b) / temperature` in float32, or float64 for float64; a tensor of its own, to be changed in place."""
-    logits = working(F.linear(hidden, weight, bias))
+    logits = working(product(hidden, weight, bias))
     return logits if temperature == 1 else logits.div_(temperature)
 
 

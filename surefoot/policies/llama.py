@@ -352,14 +352,14 @@ def hidden_before_steps(
     positions.append(steps.new_zeros(sizes[-1]))
 
     def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        (q0, *qs, rest), (k0, *ks, rest), (v0, *vs, rest) = (x.split(sizes) for x in (q, k, v))
+        (q0, *qs), (k0, *ks), (v0, *vs) = (x.split(sizes)[:-1] for x in (q, k, v))
         k0, v0 = prompt_grid.spread(k0), prompt_grid.spread(v0)
         out = [prompt_grid.gather(attention(prompt_grid.spread(q0), k0, v0, among_prompts))]
         for (grid, own, bias), qi, ki, vi in zip(parts, qs, ks, vs, strict=True):
             ki = torch.cat([pieces.repeat(k0, own), grid.spread(ki)], 2)
             vi = torch.cat([pieces.repeat(v0, own), grid.spread(vi)], 2)
             out.append(grid.gather(attention(grid.spread(qi), ki, vi, bias)))
-        return torch.cat([*out, torch.zeros_like(rest).flatten(1)])
+        return torch.cat([*out, out[0].new_zeros(sizes[-1], out[0].shape[1])])
 
     hidden = stack(torch.cat(tokens), torch.cat(positions), attend)
     # The prompt's last token stands before its rows' first steps, and is there once: copies of it come first.

@@ -76,7 +76,7 @@ class Trainer:
             lr=self.peak_lr,
             betas=(s.beta1, s.beta2),
             weight_decay=s.weight_decay,
-            foreach=True,
+            fused=True,
         )
 
     def _live_columns(self) -> set[str]:
@@ -228,6 +228,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # their memory is the engine's until the next update
         if hasattr(self.policy, "stepped"):
             self.policy.stepped()
         counted = log.pop("_counted", 0.0)
