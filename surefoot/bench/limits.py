@@ -88,6 +88,18 @@ def matmul_rates(device: str = "cpu", size: int = 0, dtype: torch.dtype = torch.
     return {"torch": plain, "best": max(plain, ours)}
 
 
+def bandwidth(device: str = "cpu", size: int = 1 << 26) -> float:
+    """Bytes a second that a copy of `size` numbers reads and writes."""
+    a = torch.zeros(size, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.numel() * a.element_size() / median_seconds(lambda: b.copy_(a), 5, device)
+
+
+def decode_bytes(model: Any, batch: Rollouts) -> int:
+    """Bytes of weights that generation must read: all of them (tied ones once) at every step."""
+    return batch.steps * sum(p.numel() * p.element_size() for p in model.parameters())
+
+
 @torch.no_grad()
 def decode_seconds(model: Any, batch: Rollouts) -> float:
     """Least time to generate the batch: the engine's own matrix products, and nothing else, for the rows alive at each

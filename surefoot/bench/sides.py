@@ -14,7 +14,7 @@ import torch
 
 from surefoot import tasks
 from surefoot.bench.cases import Case, trivial_reward
-from surefoot.bench.limits import decode_seconds, matmul_rates, step_flops
+from surefoot.bench.limits import bandwidth, decode_bytes, decode_seconds, matmul_rates, step_flops
 from surefoot.bench.worker import resident
 from surefoot.method import Method, Update
 from surefoot.methods import find as find_method
@@ -161,6 +161,7 @@ def surefoot(case: Case, device: str, requests: Iterable[str], say: Say) -> None
                         "step_limit": flops["step"] / rates["best"],
                         "step_limit_torch": flops["step"] / rates["torch"],
                         "decode_limit": decode_seconds(model, batch),
+                        "decode_memory_limit": decode_bytes(model, batch) / bandwidth(device),
                     }
                 )
             else:

@@ -105,6 +105,14 @@ def against_limits(records: list[dict[str, Any]], limits: list[dict[str, Any]]) 
         "decode_share_of_limit": statistics.median(
             x["decode_limit"] / r["generation"] for r, x in zip(records, limits, strict=True)
         ),
+        "decode_share_of_bandwidth": statistics.median(
+            x["decode_memory_limit"] / r["generation"] for r, x in zip(records, limits, strict=True)
+        ),
+        "decode_tokens_per_s": statistics.median(r["tokens"] / r["generation"] for r in records),
+        "update_share_of_matmul_rate": statistics.median(
+            x["flops"]["update"] / r["update"] / x["matmul_flops_per_s"]["best"]
+            for r, x in zip(records, limits, strict=True)
+        ),
         "overhead_share": statistics.median(1 - r["arithmetic"] / r["total"] for r in records),
     }
 

@@ -247,6 +247,9 @@ class CausalLM:
         `temperature` divides the logits, so that `logp` belongs to the policy that sampled (0 counts as 1).
         """
         refuse_unknown(self, want)
+        home, device = rollouts.present.device, self.model.get_input_embeddings().weight.device
+        if device != home:
+            rollouts = rollouts.to(device)
         present, temperature = rollouts.present, temperature or 1.0
         hidden = self._hidden(rollouts)
         out: dict[str, Tensor] = {}
@@ -279,7 +282,7 @@ class CausalLM:
             out["value"] = _scatter(self.critic()(hidden).float()[:, 0], present)
         if "hidden" in want:
             out["hidden"] = _scatter(hidden.float(), present)
-        return out
+        return {name: x.to(home) for name, x in out.items()}
 
     def _hidden(self, rollouts: Rollouts) -> Float[Tensor, "k d"]:
         if self.fast:  # only the prompts of these rows, without padding that they do not need
