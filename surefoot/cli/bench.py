@@ -103,7 +103,9 @@ def _page(args: argparse.Namespace) -> int:
             for record in found:
                 (curves if "axis" in record else against).append(record)
         except (json.JSONDecodeError, TypeError):
-            raise InputError(f"{name}: expected the JSON that `surefoot bench trl --json` or `scaling --json` prints")
+            raise InputError(
+                f"{name}: expected the JSON that `surefoot bench trl --json` or `scaling --json` prints"
+            ) from None
     if not against and not curves:
         raise InputError("bench page: expected files of JSON")
     out = Path(args.out)
