@@ -64,6 +64,10 @@ old_value     | n t   | float | signal  | value before each step when the batch 
 old_next_value | n t  | float | signal  | value after each step when the batch was made, whether it ended there or not
 old_kl        | n t   | float | signal  | KL divergence of the step from the reference when the batch was made, exact
 proxy_logp    | n t   | float | signal  | log-probability under the policy of the batch, filtered as a part says
+old_hidden    | n t d | float | signal  | last hidden state before each step when the batch was made
+old_top       | n t k | int   | signal  | likeliest candidates when the batch was made, the step taken among them
+old_top_logp  | n t k | float | signal  | log-probabilities of the candidates in `old_top`
+lr            | n     | float | signal  | learning rate of the update that the batch is made for
 now_logp      | n t   | float | signal  | log-probability as the minibatch finds the policy, before its own update
 now_entropy   | n t   | float | signal  | entropy of the step's distribution as the minibatch finds the policy, nats
 now_kl        | n t   | float | signal  | KL divergence from the reference as the minibatch finds the policy, exact

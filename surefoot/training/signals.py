@@ -20,6 +20,7 @@ _OLD = {
     "old_value": "value",
     "old_next_value": "next_value",
     "old_kl": "kl",
+    "old_hidden": "hidden",
 }
 _NOW = {"now_logp": "logp", "now_entropy": "entropy", "now_kl": "kl"}
 _REFERENCE = {"ref_logp": "logp", "ref_logits": "logits"}

@@ -155,6 +155,8 @@ class Trainer:
             method.prompts.observe(batch)  # pyright: ignore[reportAttributeAccessIssue]
         with self._phase("score"), torch.no_grad():
             batch = self._with_old_logp(batch)
+            if "lr" in method.readers():
+                batch = batch.having(lr=torch.full((len(batch),), self.settings.lr_at(self.step, self.peak_lr)))
             batch = self.signals.fill(
                 batch, {c for p in (method.reward, method.advantage, method.select) for c in p.reads}
             )
@@ -163,8 +165,9 @@ class Trainer:
             batch = self._call("advantage", method.advantage, batch)
             check_column(batch, "advantage", self.step)
             require(batch, "select", method.select)
-            chosen = method.select(batch).bool()
-            batch = batch.having(mask=batch.mask & (chosen[:, None] if chosen.ndim == 1 else chosen))
+            chosen, offered = method.select(batch).bool(), batch.mask
+            batch = batch.having(mask=offered & (chosen[:, None] if chosen.ndim == 1 else chosen))
+            self._selected = float(batch.mask.sum() / offered.sum().clamp_min(1))
             reads = set(method.readers(*UPDATE_SLOTS))
             aggregates = [method.aggregate, *(a for _, p in self._terms() if (a := getattr(p, "aggregate", None)))]
             early = any("old_logp" in a.reads for a in aggregates)
@@ -299,6 +302,8 @@ class Trainer:
             "tokens": self._tokens,
             "rewards": {k: float((v if v.ndim == 1 else v.sum(1)).mean()) for k, v in batch.rewards.items()},
         }
+        if self._selected < 1:
+            out["selected"] = self._selected
         if batch.age.any():
             out["age"] = float(batch.age.float().mean())
         if "correct" in batch:
