@@ -1,5 +1,6 @@
 """What the trainer offers any part: columns of the moving policy, exact KL, terms that add up alone, `observe`."""
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +10,7 @@ from surefoot.method import Update
 from surefoot.methods.rlvr.grpo import GRPO
 from surefoot.objective.aggregation import SequenceMean, TokenMean
 from surefoot.objective.divergences import REVERSE_KL, f_divergence
+from surefoot.objective.selection import Everything
 from surefoot.objective.surrogates import PolicyGradient
 from surefoot.objective.terms import Term
 from surefoot.parts import Part
@@ -101,3 +103,31 @@ def test_a_part_observes_every_whole_batch_once():
     for _ in range(2):
         trainer.train_step()
     assert trainer.forwards > 8 and trainer.method.state_dict()["regularizers.counts"] == {"batches": 2}
+
+
+@dataclass(frozen=True)
+class Looking(Everything):
+    """Selects everything; keeps what it was shown of the last layer."""
+
+    kept: int = 5
+    reads = ("mask", "old_top", "old_top_logp", "old_hidden", "lr")
+
+    def __call__(self, rollouts):
+        self.memory["seen"] = {c: rollouts[c] for c in self.reads}
+        return super().__call__(rollouts)
+
+
+def test_the_last_layer_and_the_step_to_come_are_columns():
+    trainer = _trainer(BASE.but(select=Looking()), schedule="linear", steps=2, lr=1e-2)
+    trainer.train_step()
+    policy = copy.deepcopy(trainer.policy)
+    batch = trainer.train_step().batch
+    seen, mask = trainer.method.select.memory["seen"], batch.mask
+    with torch.no_grad():
+        scored = policy.score(batch, {"logits", "hidden"})
+    values, ids = scored["logits"].topk(5, -1)
+    assert torch.equal(seen["old_top"][mask], ids[mask])
+    torch.testing.assert_close(seen["old_top_logp"][mask], values[mask])
+    torch.testing.assert_close(seen["old_hidden"][mask], scored["hidden"][mask])
+    assert seen["lr"].tolist() == pytest.approx([trainer.optimizer.param_groups[0]["lr"]] * len(batch))
+    assert trainer.signals.passes["policy"] == 2, "one pass a batch for all of them"
