@@ -102,29 +102,29 @@ def test_the_policy_shift_is_the_divergence_to_second_order_and_the_objective_sh
 def _table(n=6, t=4, k=5, d=3, seed=0, vocabulary=9, **changes):
     g = torch.Generator().manual_seed(seed)
     logp = torch.randn(n, t, vocabulary, generator=g).log_softmax(-1)
-    top = logp.topk(k, -1)
     mask = torch.rand(n, t, generator=g) < 0.8
     tokens = torch.randint(0, vocabulary, (n, t), generator=g)
+    statistics = CurvatureLimit(kept=k).statistics
     columns = dict(
         mask=mask,
         tokens=tokens,
         advantage=torch.randn(n, t, generator=g),
-        rollout_logp=logp.gather(-1, tokens[..., None])[..., 0],
         old_hidden=torch.randn(n, t, d, generator=g),
-        old_top=top.indices,
-        old_top_logp=top.values,
+        old_top=statistics["old_top"](logp, tokens),
+        old_top_logp=statistics["old_top_logp"](logp, tokens),
         lr=torch.full((n,), 0.5),
     )
     return Rollouts(columns | changes), logp
 
 
 def test_a_token_outside_the_kept_candidates_takes_the_last_ones_place():
-    table, logp = _table()
-    tokens = kept_tokens(table, 4)
-    taken = table.tokens[table.mask]
-    assert ((tokens.ids == taken[:, None]).sum(1) == 1).all() and tokens.ids.shape[1] == 4
-    outside = ~(table.old_top[table.mask][:, :4] == taken[:, None]).any(1)
+    table, logp = _table(k=4)
+    tokens, likeliest = kept_tokens(table), logp.topk(4, -1).indices[table.mask]
+    taken = table.tokens[table.mask][:, None]
+    outside = ~(likeliest == taken).any(1)
     assert outside.any() and (~outside).any()
+    assert torch.equal(tokens.ids[~outside], likeliest[~outside])
+    assert torch.equal(tokens.ids[outside], torch.cat([likeliest[:, :3], taken], 1)[outside])
     p = logp.exp()[table.mask].gather(1, tokens.ids)
     torch.testing.assert_close(tokens.pi, p / p.sum(1, keepdim=True))
     torch.testing.assert_close(tokens.v.sum(1), torch.zeros(len(taken)), atol=1e-6, rtol=0)
@@ -132,7 +132,7 @@ def test_a_token_outside_the_kept_candidates_takes_the_last_ones_place():
 
 def _plain(table, part, memory):
     """The slow twin: each token's whole matrices [V, H], one at a time."""
-    tokens, found = kept_tokens(table, part.kept), []
+    tokens, found = kept_tokens(table), []
     for i in range(len(tokens)):
         g = torch.zeros(9, 3)
         g[tokens.ids[i]] = tokens.advantage[i] * torch.outer(tokens.v[i], tokens.h[i])
@@ -161,11 +161,11 @@ def test_adam_is_simulated_by_rows_as_whole_matrices_do(row_gradient, monkeypatc
     part = CurvatureLimit(INF, INF, kept=5, row_gradient=row_gradient)
     for seed in range(3):
         table, _ = _table(seed=seed)
-        for mine, plain in zip(part.predict(kept_tokens(table, 5)), _plain(table, part, part.memory), strict=True):
+        for mine, plain in zip(part.predict(kept_tokens(table)), _plain(table, part, part.memory), strict=True):
             torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-4)
         before = {k: v.clone() for k, v in part.memory.items() if k != "step"}
         assert torch.equal(part(table), table.mask)
-        tokens = kept_tokens(table, 5)
+        tokens = kept_tokens(table)
         total, keepers = torch.zeros(9, 3), torch.zeros(9)
         for i in range(len(tokens)):
             total[tokens.ids[i]] += tokens.advantage[i] * torch.outer(tokens.v[i], tokens.h[i])
@@ -186,11 +186,11 @@ def test_only_accepted_tokens_reach_the_moments():
 
 def test_a_zero_advantage_is_accepted_by_sgd_and_still_moves_the_policy_under_adam():
     table, _ = _table(advantage=torch.zeros(6, 4))
-    m_H, m_F = CurvatureLimit(adam=False, kept=5).predict(kept_tokens(table, 5))
+    m_H, m_F = CurvatureLimit(adam=False, kept=5).predict(kept_tokens(table))
     assert (m_H == 0).all() and (m_F == 0).all()
     adam = CurvatureLimit(INF, INF, kept=5)
     adam(_table(seed=3)[0])
-    assert (adam.predict(kept_tokens(table, 5))[1] > 0).any()
+    assert (adam.predict(kept_tokens(table))[1] > 0).any()
 
 
 def test_limits_by_quantile_hold_after_the_calibration_and_off_stays_off():
@@ -198,12 +198,12 @@ def test_limits_by_quantile_hold_after_the_calibration_and_off_stays_off():
     seen = []
     for seed in range(2):
         table, _ = _table(seed=seed)
-        seen.append(part.predict(kept_tokens(table, 5))[1])
+        seen.append(part.predict(kept_tokens(table))[1])
         assert torch.equal(part(table), table.mask), "everything trains while limits are sought"
     table, _ = _table(seed=7)
     chosen = part(table)
     limit = float(torch.cat(seen).double().quantile(0.5))
-    assert torch.equal(chosen[table.mask], part.predict(kept_tokens(table, 5))[1] < limit)
+    assert torch.equal(chosen[table.mask], part.predict(kept_tokens(table))[1] < limit)
     assert part.memory["limits"] == [limit, INF] and not chosen[~table.mask].any()
 
 
@@ -211,7 +211,7 @@ def test_masked_steps_may_hold_anything_and_nothing_may_be_there():
     table, _ = _table()
     bad = {
         c: table[c].masked_fill(~table.mask.view(6, 4, *[1] * (table[c].ndim - 2)), torch.nan)
-        for c in ("advantage", "old_hidden", "old_top_logp", "rollout_logp")
+        for c in ("advantage", "old_hidden", "old_top_logp")
     }
     part, other = (CurvatureLimit(1.0, 1.0, kept=5, adam=False) for _ in range(2))
     assert torch.equal(part(table), other(table.having(**bad)))

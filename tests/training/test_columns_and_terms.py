@@ -109,8 +109,7 @@ def test_a_part_observes_every_whole_batch_once():
 class Looking(Everything):
     """Selects everything; keeps what it was shown of the last layer."""
 
-    kept: int = 5
-    reads = ("mask", "old_top", "old_top_logp", "old_hidden", "lr")
+    reads = ("mask", "old_hidden", "lr")
 
     def __call__(self, rollouts):
         self.memory["seen"] = {c: rollouts[c] for c in self.reads}
@@ -124,10 +123,7 @@ def test_the_last_layer_and_the_step_to_come_are_columns():
     batch = trainer.train_step().batch
     seen, mask = trainer.method.select.memory["seen"], batch.mask
     with torch.no_grad():
-        scored = policy.score(batch, {"logits", "hidden"})
-    values, ids = scored["logits"].topk(5, -1)
-    assert torch.equal(seen["old_top"][mask], ids[mask])
-    torch.testing.assert_close(seen["old_top_logp"][mask], values[mask])
+        scored = policy.score(batch, {"hidden"})
     torch.testing.assert_close(seen["old_hidden"][mask], scored["hidden"][mask])
     assert seen["lr"].tolist() == pytest.approx([trainer.optimizer.param_groups[0]["lr"]] * len(batch))
-    assert trainer.signals.passes["policy"] == 2, "one pass a batch for all of them"
+    assert trainer.signals.passes["policy"] == 2
