@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from surefoot.errors import InputError, nearest
+from surefoot.objective.optimizers import AdamW
 from surefoot.objective.references import Start
 from surefoot.parts import Part
 from surefoot.rollouts import COLUMNS, LIVE
@@ -56,11 +57,13 @@ class Update(Part):
         epochs: passes over the batch.
         minibatches: optimizer steps in a pass; trajectories are shuffled anew for each pass when there are several.
         max_grad_norm: clip of the global gradient norm; 0 leaves it alone.
+        optimizer: makes the optimizer (`objective.optimizers`: AdamW, Muon, Aro).
     """
 
     epochs: int = 1
     minibatches: int = 1
     max_grad_norm: float = 1.0
+    optimizer: Part = AdamW()
 
 
 @dataclass(frozen=True)

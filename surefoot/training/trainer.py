@@ -70,13 +70,11 @@ class Trainer:
         )
         s = self.settings
         self.peak_lr = s.lr if s.lr is not None else self.policy.suggested_lr
-        grouped = getattr(self.policy, "parameter_groups", self.policy.parameters)
-        self.optimizer = torch.optim.AdamW(
-            grouped(),
-            lr=self.peak_lr,
-            betas=(s.beta1, s.beta2),
-            weight_decay=s.weight_decay,
-            fused=True,
+        grouped = list(getattr(self.policy, "parameter_groups", self.policy.parameters)())
+        groups = grouped if grouped and isinstance(grouped[0], dict) else [{"params": grouped}]
+        names = dict(zip(map(id, self.policy.parameters()), self._names(), strict=False))
+        self.optimizer = self.method.update.optimizer(
+            groups, names, lr=self.peak_lr, betas=(s.beta1, s.beta2), weight_decay=s.weight_decay
         )
 
     def _live_columns(self) -> set[str]:
