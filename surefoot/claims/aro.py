@@ -79,7 +79,8 @@ def learn(arm: Aro | Muon | None, seeds: Sequence[int], steps: int, fixed: int =
                 if arm is not None and i < 3:
                     update = matched(arm.direction(m.lerp_(g, 1 - arm.momentum), states[i]))
                 else:
-                    m.lerp_(g, 0.1), v.lerp_(g.square(), 0.05)
+                    m.lerp_(g, 0.1)
+                    v.lerp_(g.square(), 0.05)
                     update = m / (1 - 0.9**step) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
                     update = matched(update) if i < 3 else update
                 w -= lr * update
@@ -124,9 +125,9 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
     for name, curve in curves.items():
         row = over_seeds(f"A: best held-out loss, {name}", curve.min(0))
         measured.append(row | ({"expected": CARD[name]} if name in CARD else {}))
-    measured += [over_seeds(f"A: steps to AdamW's best loss, {name}", reach[name]) for name in ARMS]
+    measured += [over_seeds(f"A: steps to AdamW's best loss, {name}", reach[name].tolist()) for name in ARMS]
     best = min((n for n in ARMS if n.startswith("ARO")), key=lambda n: reach[n].mean())
-    measured.append(over_seeds(f"A: steps of Muon / steps of {best}", reach["Muon"] / reach[best]))
+    measured.append(over_seeds(f"A: steps of Muon / steps of {best}", (reach["Muon"] / reach[best]).tolist()))
     measured += [over_seeds(f"B: best held-out loss, {name}", curve.min(0)) for name, curve in fixed.items()]
     return Outcome(
         verdict(curves, reach),
