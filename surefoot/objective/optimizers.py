@@ -26,17 +26,31 @@ OUTSIDE = ("embed", "lm_head", "value_head")  # matrices that are no map between
 
 
 def row_norm(x: Matrix, eps: float = 1e-8) -> Matrix:
-    """Each row scaled to root mean square 1: `sqrt(n) X_i / ||X_i||`."""
+    """Each row scaled to root mean square 1: `sqrt(n) X_i / ||X_i||`.
+
+    >>> row_norm(torch.tensor([[3.0, 1.0], [0.0, 2.0]]))
+    tensor([[1.3416, 0.4472],
+            [0.0000, 1.4142]])
+    """
     return x * (x.shape[-1] ** 0.5 / (x.norm(dim=-1, keepdim=True) + eps))
 
 
 def sign(x: Matrix) -> Matrix:
-    """The sign of each entry."""
+    """The sign of each entry.
+
+    >>> sign(torch.tensor([[3.0, -1.0, 0.0]]))
+    tensor([[ 1., -1.,  0.]])
+    """
     return x.sign()
 
 
 def sinkhorn(x: Matrix, rounds: int = 5, eps: float = 1e-8) -> Matrix:
-    """Rows, then columns, scaled to length 1, and so on: `rounds` times (SinkGD)."""
+    """Rows, then columns, scaled to length 1, and so on: `rounds` times (SinkGD).
+
+    >>> sinkhorn(torch.tensor([[4.0, 0.0], [3.0, 2.0]]), rounds=1)
+    tensor([[0.7687, 0.0000],
+            [0.6396, 1.0000]])
+    """
     for _ in range(rounds):
         x = x / (x.norm(dim=-1, keepdim=True) + eps)
         x = x / (x.norm(dim=-2, keepdim=True) + eps)
@@ -44,7 +58,12 @@ def sinkhorn(x: Matrix, rounds: int = 5, eps: float = 1e-8) -> Matrix:
 
 
 def polar(x: Matrix, steps: int = 5) -> Matrix:
-    """Nearly `U V^T` of the singular value decomposition, by Newton-Schulz (Muon's: singular values in [.7, 1.2])."""
+    """Nearly `U V^T` of the singular value decomposition, by Newton-Schulz (Muon's: singular values in about .7 to 1.2).
+
+    >>> polar(torch.tensor([[2.0, 0.0], [0.0, 1.0]])).round(decimals=2)
+    tensor([[0.6900, 0.0000],
+            [0.0000, 1.1100]])
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     flip = x.shape[-2] > x.shape[-1]
     x = x.mT if flip else x
@@ -56,7 +75,11 @@ def polar(x: Matrix, steps: int = 5) -> Matrix:
 
 
 def gain(rotation: Float[Tensor, "... m m"], momentum: Matrix, base: Callable[[Tensor], Tensor]) -> Tensor:
-    """`J(R) = <M, R f(R^T M)>`: by how much the loss falls to first order (ARO's objective)."""
+    """`J(R) = <M, R f(R^T M)>`: by how much the loss falls to first order (ARO's objective).
+
+    >>> gain(torch.eye(2), torch.tensor([[3.0, -1.0], [0.0, 2.0]]), sign)
+    tensor(6.)
+    """
     return (momentum * (rotation @ base(rotation.mT @ momentum))).sum((-2, -1))
 
 
@@ -78,7 +101,11 @@ def rotated(
 
 
 def matched(update: Matrix, rms: float = 0.2, eps: float = 1e-12) -> Matrix:
-    """The update scaled to a root mean square over the matrix: 0.2 is what AdamW's steps have in practice."""
+    """The update scaled to a root mean square over the matrix: 0.2 is what AdamW's steps have in practice.
+
+    >>> matched(torch.tensor([[3.0, -3.0]]))
+    tensor([[ 0.2000, -0.2000]])
+    """
     return update * (rms / update.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(eps))
 
 
