@@ -58,7 +58,7 @@ def sinkhorn(x: Matrix, rounds: int = 5, eps: float = 1e-8) -> Matrix:
 
 
 def polar(x: Matrix, steps: int = 5) -> Matrix:
-    """Nearly `U V^T` of the singular value decomposition, by Newton-Schulz (Muon's: singular values in about .7 to 1.2).
+    """Nearly `U V^T` of the singular value decomposition, by Newton-Schulz (Muon's: values of about .7 to 1.2).
 
     >>> polar(torch.tensor([[2.0, 0.0], [0.0, 1.0]])).round(decimals=2)
     tensor([[0.6900, 0.0000],
@@ -184,7 +184,11 @@ class _ByMatrix(Part):
 
 
 def is_inner(parameter: Tensor, name: str) -> bool:
-    """A matrix between hidden states, by its shape and its name."""
+    """A matrix between hidden states, by its shape and its name.
+
+    >>> [is_inner(torch.zeros(4, 4), name) for name in ("layers.0.mlp.up_proj", "model.embed_tokens")]
+    [True, False]
+    """
     return parameter.ndim == 2 and min(parameter.shape) > 1 and not any(word in name for word in OUTSIDE)
 
 
