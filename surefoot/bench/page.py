@@ -9,7 +9,8 @@ from typing import Any
 from surefoot.bench.scaling import MEANING
 from surefoot.bench.scaling import table as curve_table
 
-PHASES = ("total", "generation", "scoring", "update")
+PHASES = ("total", "generation", "scoring", "update", "cpu")
+LABEL = {"total": "step", "cpu": "processor time of a step"}
 OPENING = """# Performance
 
 Made by `surefoot bench trl --json`, `surefoot bench scaling --json` and `surefoot bench page`, and by nothing else.
@@ -32,7 +33,9 @@ def versus_section(found: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for phase in PHASES:
-        lines.append(f"| {phase} | {ours[phase]:.3f} | {theirs[phase]:.3f} | {found['speedup'][phase]:.2f} |")
+        lines.append(
+            f"| {LABEL.get(phase, phase)} | {ours[phase]:.3f} | {theirs[phase]:.3f} | {found['speedup'][phase]:.2f} |"
+        )
     memory, low_high = found["peak_memory_mb"], found["speedup_quartiles"]
     lines += [
         f"| peak memory (MB) | {memory['surefoot']:.0f} | {memory['trl']:.0f} | {found['memory_ratio']:.2f} of TRL's |",

@@ -130,15 +130,17 @@ def surefoot(case: Case, device: str, requests: Iterable[str], say: Say) -> None
         say(surefoot_settings(trainer) | {"threads": torch.get_num_threads(), "loaded_mb": loaded})
         for request in requests:
             if request.strip() == "step":
-                before, started = arithmetic.seconds, time.perf_counter()
+                before, started, cpu = arithmetic.seconds, time.perf_counter(), time.process_time()
                 result = trainer.train_step()
                 run.step(result.step, result.metrics, result.seconds, result.batch)
                 total = time.perf_counter() - started
+                cpu = time.process_time() - cpu
                 batch = result.batch
                 scoring = result.seconds["score"]
                 say(
                     {
                         "total": total,
+                        "cpu": cpu,
                         "generation": result.seconds["rollout"],
                         "scoring": scoring,
                         "update": result.seconds["update"],
@@ -257,14 +259,15 @@ class _Clock:
 
     def start(self) -> None:
         self.spans: dict[str, float] = {}
-        self.started = time.perf_counter()
+        self.started, self.cpu = time.perf_counter(), time.process_time()
 
     def record(self, trainer: Any) -> dict[str, Any]:
-        total = time.perf_counter() - self.started
+        total, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
         generation, made = self.spans["_generate"], self.spans["_generate_and_score_completions"]
         lengths = [len(c) for c in self.completions]
         return {
             "total": total,
+            "cpu": cpu,
             "generation": generation,
             "scoring": made - generation,
             "update": total - made,

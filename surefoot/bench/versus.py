@@ -11,7 +11,7 @@ from typing import Any
 from surefoot.bench.cases import Case
 from surefoot.bench.worker import Worker
 
-PHASES = ("total", "generation", "scoring", "update")
+PHASES = ("total", "generation", "scoring", "update", "cpu")
 
 
 def versus(
@@ -99,6 +99,7 @@ def against_limits(records: list[dict[str, Any]], limits: list[dict[str, Any]]) 
         "step_over_limit": statistics.median(
             r["total"] / x["step_limit"] for r, x in zip(records, limits, strict=True)
         ),
+        "cpu_over_limit": statistics.median(r["cpu"] / x["step_limit"] for r, x in zip(records, limits, strict=True)),
         "step_over_torch_limit": statistics.median(
             r["total"] / x["step_limit_torch"] for r, x in zip(records, limits, strict=True)
         ),

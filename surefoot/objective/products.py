@@ -81,18 +81,26 @@ class Frozen:
 
     Args:
         rows: about how many rows the products will have.
+        dtype: of the products' operands (bfloat16 halves what is read); the results are in the weight's own.
     """
 
-    def __init__(self, weight: Float[Tensor, "n k"], bias: Float[Tensor, "n"] | None = None, rows: int = 64):
-        self.width, self.plain, self.packed = weight.shape[1], weight, None
-        self.bias = None if bias is None else bias.contiguous()
+    def __init__(
+        self,
+        weight: Float[Tensor, "n k"],
+        bias: Float[Tensor, "n"] | None = None,
+        rows: int = 64,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.width, self.dtype = weight.shape[1], dtype
+        self.bias = None if bias is None else bias.to(dtype).contiguous()
+        self.plain, self.packed = weight, None
         if available(weight) and _reorder is not None:
-            self.packed = _reorder(weight, rows)
-            if weight.numel() > SMALL:
+            self.packed = _reorder(weight.to(dtype), rows)
+            if weight.numel() > SMALL or dtype != weight.dtype:
                 self.plain = None
 
     def __call__(self, x: Float[Tensor, "s k"]) -> Float[Tensor, "s n"]:
         """`x W^T + b`."""
         if self.packed is None or self.plain is not None and len(x) < FEW:
             return F.linear(x, self.plain, self.bias)  # pyright: ignore[reportArgumentType]
-        return _linear(x, self.packed, self.bias, "none", [], "")
+        return _linear(x.to(self.dtype), self.packed, self.bias, "none", [], "").to(x.dtype)

@@ -64,6 +64,7 @@ class CausalLM:
         self.fast = fast and llama.supported(model)
         if self.fast:
             llama.join(model)
+        self.engine_dtype: torch.dtype | None = None  # of the engine's products, where it is not the model's own
         self.value_head: nn.Linear | None = None
         config = model.config
         self.context = int(getattr(config, "max_position_embeddings", 1 << 20))
@@ -114,7 +115,8 @@ class CausalLM:
     @property
     def engine_exact(self) -> bool:
         """Whether the engine's log-probabilities are the trainer's up to float32 rounding."""
-        return next(self.model.parameters()).dtype == torch.float32
+        own = next(self.model.parameters()).dtype == torch.float32
+        return own and self.engine_dtype in (None, torch.float32)
 
     # --- what a task gives and gets ---------------------------------------------------------------------------
 
@@ -168,7 +170,7 @@ class CausalLM:
 
     def engine(self, tokens: Int[Tensor, "m p"], valid: Bool[Tensor, "m p"], group: Int[Tensor, "n"]) -> Any:
         """What draws the next tokens of prompts `tokens[group]` (`rollout.native.decoder`)."""
-        return decoder(self.model, tokens, valid, group, self.fast)
+        return decoder(self.model, tokens, valid, group, self.fast, dtype=self.engine_dtype)
 
     # --- sampling and scoring ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from surefoot.errors import InputError
 from surefoot.objective.products import Frozen, available, product
 from surefoot.policies import pieces
 
@@ -155,10 +156,11 @@ class FrozenStack(Stack):
 
     Args:
         rows: about how many rows its calls will have.
+        dtype: of the products' operands; what stands between products is in the model's own.
     """
 
     @torch.no_grad()
-    def __init__(self, model: Any, rows: int):
+    def __init__(self, model: Any, rows: int, dtype: torch.dtype = torch.float32):
         super().__init__(model)
         width, q, k = self.width, self.heads * self.width, self.kv_heads * self.width
         pairs = torch.arange(width).unflatten(0, (2, width // 2)).t().flatten()
@@ -172,7 +174,7 @@ class FrozenStack(Stack):
             if order is not None:
                 weight = weight[order] * factor
                 bias = None if bias is None else bias[order] * factor[:, 0]
-            return Frozen(weight, bias, rows)
+            return Frozen(weight, bias, rows, dtype)
 
         self.layers = []
         for layer in self.net.layers:
@@ -210,11 +212,21 @@ class FrozenStack(Stack):
         return F.rms_norm(x, size, None, self.eps)
 
 
-def frozen(model: Any, rows: int) -> Stack:
-    """The fastest stack without gradient for calls of about `rows` rows."""
+def frozen(model: Any, rows: int, dtype: torch.dtype | None = None) -> Stack:
+    """The fastest stack without gradient for calls of about `rows` rows.
+
+    Raises:
+        InputError: products of another type (`dtype`) than the model's, where they are not to be had.
+    """
     layers, head = backbone(model).layers, model.get_output_embeddings()
     every = [m for layer in layers for m in (*sum(_inward(layer), []), layer.self_attn.o_proj, layer.mlp.down_proj)]
-    return FrozenStack(model, rows) if available(head.weight) and _plain([*every, head]) else Stack(model)
+    if available(head.weight) and _plain([*every, head]):
+        return FrozenStack(model, rows, dtype or torch.float32)
+    if dtype not in (None, head.weight.dtype):
+        raise InputError(
+            f"engine in {dtype}: expected a Llama of plain float32 weights on a CPU, and torch with oneDNN"
+        )
+    return Stack(model)
 
 
 def _bias_of(maps: Sequence[Any]) -> Tensor | None:

@@ -192,14 +192,26 @@ def _seats(done: Bool[Tensor, "b"], alive: int) -> Int[Tensor, "k"]:
 
 
 def decoder(
-    model: Any, prompts: Int[Tensor, "m p"], valid: Tensor, group: Int[Tensor, "n"], fast: bool = True, block: int = 64
+    model: Any,
+    prompts: Int[Tensor, "m p"],
+    valid: Tensor,
+    group: Int[Tensor, "n"],
+    fast: bool = True,
+    block: int = 64,
+    dtype: torch.dtype | None = None,
 ) -> _PackedDecoder | _HuggingFaceDecoder:
     """Rows that continue prompt `group[i]` a token at a time: `first` and `step` give logits [n v], `keep` takes rows.
 
-    `keep` may repeat a row, so that a prefix branches. The cache grows by `block` steps at a time.
+    `keep` may repeat a row, so that a prefix branches. The cache grows by `block` steps at a time. `dtype` is that of
+    the products' operands, where it is not to be the model's own.
+
+    Raises:
+        InputError: a dtype that this model, or this machine, has no fast products for.
     """
     if fast and llama.supported(model):
-        return _PackedDecoder(model, prompts, valid, group, block)
+        return _PackedDecoder(model, prompts, valid, group, block, dtype)
+    if dtype not in (None, next(model.parameters()).dtype):
+        raise InputError(f"engine in {dtype}: expected a Llama on the fast path")
     return _HuggingFaceDecoder(model, prompts, valid, group)
 
 
@@ -214,8 +226,8 @@ class _PackedDecoder:
     the prompts for all rows left take no more than `COPIES` bytes, they stand in the rows' own cache instead.
     """
 
-    def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor, block: int = 64):
-        self.stack, self.block = llama.frozen(model, len(group)), block
+    def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor, block: int, dtype: Any):
+        self.stack, self.block = llama.frozen(model, len(group), dtype), block
         self.device = next(model.parameters()).device
         prompts, valid, group = (x.to(self.device) for x in (prompts, valid, group))
         hidden, keys, values = llama.prefill(self.stack, prompts, valid)

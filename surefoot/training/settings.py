@@ -22,6 +22,8 @@ class Settings:
         micro_tokens: tokens (prompt and response) in one forward and backward pass; a larger minibatch is accumulated.
         engine_logp: take the engine's log-probabilities for `old_logp` where the policy has not moved and nothing
             was truncated, instead of a second forward pass.
+        engine_dtype: of the products in sampling (and evaluation): `float32`, or `bfloat16`, which samples faster from
+            a slightly different policy; `EngineCorrected` surrogates correct for it.
         eval_every: steps between held-out evaluations; 0 for none.
         eval_problems: held-out problems in each of them, one sample each.
         final_problems, final_samples: held-out problems and samples of the evaluation before and after; 0 for none.
@@ -42,6 +44,7 @@ class Settings:
     beta2: float = 0.95
     micro_tokens: int = 32768
     engine_logp: bool = True
+    engine_dtype: str = "float32"
     eval_every: int = 10
     eval_problems: int = 128
     final_problems: int = 512
@@ -55,6 +58,9 @@ class Settings:
         schedules = ("constant", "linear", "cosine")
         if self.schedule not in schedules:
             raise InputError(f"train.schedule: {self.schedule!r}{nearest(self.schedule, schedules)}")
+        dtypes = ("float32", "bfloat16")
+        if self.engine_dtype not in dtypes:
+            raise InputError(f"train.engine_dtype: {self.engine_dtype!r}{nearest(self.engine_dtype, dtypes)}")
         for name in ("steps", "eval_problems", "micro_tokens", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}: {getattr(self, name)}, expected at least 1")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from surefoot import policies
+from surefoot.errors import InputError
 from surefoot.method import BATCH_SLOTS, UPDATE_SLOTS, Method
 from surefoot.objective.references import weights
 from surefoot.rollout.native import Sampling
@@ -69,6 +70,10 @@ class Trainer:
             self.policy, reference=lambda: self._reference, teacher=self.teacher, statistics=statistics
         )
         s = self.settings
+        if s.engine_dtype != "float32":
+            if not hasattr(self.policy, "engine_dtype"):
+                raise InputError(f"train.engine_dtype: a policy of kind {self.policy.kind!r} samples in its own type")
+            self.policy.engine_dtype = getattr(torch, s.engine_dtype)
         self.peak_lr = s.lr if s.lr is not None else self.policy.suggested_lr
         grouped = list(getattr(self.policy, "parameter_groups", self.policy.parameters)())
         groups = grouped if grouped and isinstance(grouped[0], dict) else [{"params": grouped}]

@@ -79,7 +79,7 @@ def test_a_curve_changes_what_it_says(axis, values):
 
 
 def _versus():
-    record = dict(total=2.0, generation=1.0, scoring=0.5, update=0.5, tokens=8, longest=4, prompt_tokens=9)
+    record = dict(total=2.0, cpu=1.5, generation=1.0, scoring=0.5, update=0.5, tokens=8, longest=4, prompt_tokens=9)
     slow = {k: 2 * v for k, v in record.items()}
     settings = {side: {"lr": 1e-6, "threads": 2, "loaded_mb": 1.0, "passes": ["a", ""]} for side in ("surefoot", "trl")}
     found = summary({"surefoot": [record], "trl": [slow]}, {"surefoot": 10.0, "trl": 20.0}, settings)
@@ -96,7 +96,7 @@ def test_a_page_from_json(tmp_path, capsys):
     out = tmp_path / "p.md"
     assert main(["bench", "page", str(tmp_path / "v.json"), str(tmp_path / "s.json"), "--out", str(out)]) == 0
     text = out.read_text()
-    assert "| total | 2.000 | 4.000 | 2.00 |" in text and "0.50 of TRL's" in text
+    assert "| step | 2.000 | 4.000 | 2.00 |" in text and "0.50 of TRL's" in text
     assert "log-log slope" in text and text.endswith("by hand\n") and (tmp_path / "p.png").stat().st_size > 1000
     assert page.machine() in text
 

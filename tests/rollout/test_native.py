@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from surefoot.errors import InputError
+from surefoot.objective import products
+from surefoot.objective.surrogates import Clip, EngineCorrected
 from surefoot.rollout import native
 from surefoot.rollout.native import Sampling, draw, generate, log_distribution, uniforms
-from tests.conftest import tiny_llama
+from tests.conftest import tiny_llama, tiny_policy
 
 GROUP = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])
 SEEDS = torch.arange(8) * 104729 + 17
@@ -127,3 +129,24 @@ def test_a_prefix_can_branch(llama, prompts):
         assert torch.allclose(one.step(torch.tensor([5])), expected[0][:1], atol=1e-4)
         one.keep(torch.tensor([0, 0, 0]))
         torch.testing.assert_close(one.step(torch.tensor([7, 8, 9])), expected[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not products.available(torch.zeros(1, 1)), reason="this torch has no oneDNN")
+def test_an_engine_in_bfloat16_is_near_and_says_so(prompts):
+    """Its log-probabilities are of its own distribution, near the model's; a surrogate can correct for the rest."""
+    policy = tiny_policy()
+    group, seeds = torch.zeros(64, dtype=torch.long), torch.arange(64)
+    assert policy.engine_exact
+    policy.engine_dtype = torch.bfloat16
+    assert not policy.engine_exact
+    batch = policy.sample(["say 7"], group, seeds, Sampling(max_new_tokens=12))
+    with torch.no_grad():
+        exact = policy.score(batch, {"logp"})["logp"]
+    gap = (exact - batch.rollout_logp)[batch.mask]
+    assert 1e-4 < gap.abs().mean() < 0.2, "not the same, and not far"
+    factor = EngineCorrected(Clip(0.2)).factor(batch.having(old_logp=exact))
+    assert torch.allclose(factor[batch.mask], gap.exp().clamp(max=2.0))
+    for odd in (dict(fast=False), dict()):
+        model = tiny_llama().double() if not odd else tiny_llama()
+        with pytest.raises(InputError, match="engine in torch.bfloat16"):
+            native.decoder(model, *prompts, torch.arange(4), dtype=torch.bfloat16, **odd)
