@@ -199,6 +199,47 @@ class CausalLM:
             notes={"completion": self.decode(out.tokens, out.present)},
         )
 
+    def extend(self, rollouts: Rollouts, sampling: Sampling, limit: int) -> Rollouts:
+        """The trajectories that were cut before `limit` steps, with up to `sampling.max_new_tokens` more of them.
+
+        Each goes on in its own random stream: what one policy makes in pieces, it would have made at once. The columns
+        of sampling are returned as `sample` gives them, with all others that the table had; the others' rows and those
+        that had ended are as they were.
+        """
+        r, length = rollouts, rollouts.present.sum(1)
+        cut = (r.truncated & (length < limit)).nonzero().flatten()
+        if not len(cut):
+            return r
+        said = torch.cat([r.prompt_mask[r.group[cut]], r.present[cut]], 1)
+        order = said.int().argsort(dim=1, stable=True)  # all padding to the left
+        prompts = torch.cat([r.prompt_tokens[r.group[cut]], r.tokens[cut]], 1).gather(1, order)
+        with torch.no_grad():
+            engine = self.engine(prompts, said.gather(1, order), torch.arange(len(cut)))
+            out = continued(engine, r.seed[cut], sampling, self.stop, self.pad, length[cut])
+        steps = torch.arange(out.tokens.shape[1])
+        room = min(limit, int(length.max()) + len(steps))
+        at = length[cut, None] + steps
+        row, step = (out.present & (at < room)).nonzero().T
+        target = cut[row], at[row, step]
+
+        def grown(old: Tensor, new: Tensor | int | bool) -> Tensor:
+            wide = torch.nn.functional.pad(old, (0, room - old.shape[1]), value=-1 if old is r.turn else 0)
+            return wide.index_put(target, torch.as_tensor(new, dtype=old.dtype))
+
+        present = grown(r.present, True)
+        tokens = grown(r.tokens, out.tokens[row, step])
+        ended = ~out.truncated & (length[cut] + out.present.sum(1) <= limit)
+        table = r.without("tokens", "present", "mask", "turn", "rollout_logp")
+        return table.having(
+            notes={"completion": self.decode(tokens, present)},
+            tokens=tokens,
+            present=present,
+            mask=grown(r.mask, True),
+            turn=grown(r.turn, 0),
+            rollout_logp=grown(r.rollout_logp, out.logp[row, step]),
+            truncated=r.truncated.index_put((cut,), ~ended),
+        )
+
     def logged(
         self, questions: Sequence[str], group: Int[Tensor, "n"], seeds: Int[Tensor, "n"], responses: Sequence[str]
     ) -> Rollouts:

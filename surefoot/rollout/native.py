@@ -78,9 +78,10 @@ def log_distribution(logits: Float[Tensor, "b v"], sampling: Sampling) -> Float[
     return logp
 
 
-def uniforms(seeds: Int[Tensor, "b"], steps: int, offset: int = 0) -> Float[Tensor, "b t"]:
-    """One float64 uniform in [0, 1) for each row and step, a function of (seed, step) alone (SplitMix64)."""
-    step = torch.arange(offset + 1, offset + steps + 1, device=seeds.device)
+def uniforms(seeds: Int[Tensor, "b"], steps: int, offset: int | Int[Tensor, "b"] = 0) -> Float[Tensor, "b t"]:
+    """One float64 uniform in [0, 1) for each row and step from `offset` on, by (seed, step) alone (SplitMix64)."""
+    first = torch.as_tensor(offset, device=seeds.device).reshape(-1, 1)
+    step = first + torch.arange(1, steps + 1, device=seeds.device)
     x = _mix(seeds)[:, None] + step * -7046029254386353131  # 0x9E3779B97F4A7C15, the golden ratio, as int64
     return _shift(_mix(x), 11).double() * 2.0**-53
 
@@ -137,9 +138,17 @@ def generate(
 
 @torch.no_grad()
 def continued(
-    engine: Any, seeds: Int[Tensor, "n"], sampling: Sampling, stop: Sequence[int], pad: int = 0
+    engine: Any,
+    seeds: Int[Tensor, "n"],
+    sampling: Sampling,
+    stop: Sequence[int],
+    pad: int = 0,
+    offset: int | Int[Tensor, "n"] = 0,
 ) -> Generation:
-    """Draw from the rows of an engine (`first`, `step`, `keep`: see `decoder`) until they end."""
+    """Draw from the rows of an engine (`first`, `step`, `keep`: see `decoder`) until they end.
+
+    `offset` is where each row's random stream stands: the steps that it has already.
+    """
     logits = engine.first()
     device, count, limit = logits.device, len(seeds), sampling.max_new_tokens
     out_tokens = torch.full((limit, count), pad, device=device)
@@ -147,7 +156,7 @@ def continued(
     length = torch.full((count,), limit, device=device)
     stops = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
     stops[list(stop)] = True
-    u = uniforms(seeds.to(device), limit).t().contiguous()
+    u = uniforms(seeds.to(device), limit, offset).t().contiguous()
     rows = torch.arange(count, device=device)  # of the table, behind each row of the decoder
     done = torch.zeros(count, dtype=torch.bool, device=device)
     for t in range(limit):

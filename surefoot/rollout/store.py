@@ -1,4 +1,4 @@
-"""Trajectories that outlive their step: a store with an age limit, in front of any way of making fresh ones.
+"""Trajectories that outlive their step: replayed up to an age limit, or made in pieces by one policy after another.
 
 What is stored is what was sampled and judged (`tokens`, `rollout_logp`, rewards), not what a part made of it. When
 trajectories come back, credit is given anew, `old_logp` is the current policy's, `rollout_logp` still that of the
@@ -9,7 +9,7 @@ anchors its ratio in `rollout_logp` (`BalancedClip`), or weighs by `old_logp - r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,3 +75,39 @@ class Replay(Part):
         self.memory["draws"] = self.memory.get("draws", 0) + 1
         generator = torch.Generator().manual_seed(self.memory["draws"])
         return torch.randperm(size, generator=generator)[:count].sort().values
+
+
+@dataclass(frozen=True)
+class Partial(OnPolicy):
+    """A step samples at most `budget` tokens of a trajectory; what has not ended waits, and a later policy goes on.
+
+    A group trains when all its trajectories have ended, or are as long as they may be. As many groups are begun as
+    requests; in the first steps fewer come out, and if none would, sampling goes on until one does. `age` is that of
+    the first token; `rollout_logp` is of the policy that said each.
+    """
+
+    budget: int = 64
+
+    def __call__(self, world: World, requests: Sequence[Request]) -> Rollouts:
+        limit = self.max_new_tokens or world.max_new_tokens
+        sampling = replace(self.sampling(world), max_new_tokens=min(self.budget, limit))
+        batch = world.sample(requests, sampling)
+        if "waiting" in self.memory:
+            waiting = Rollouts(**self.memory["waiting"])
+            waiting = world.extend(waiting.having(age=waiting.age + 1), sampling, limit)
+            batch = concatenate([waiting, batch])
+        while not len(done := _complete(batch, limit)):
+            batch = world.extend(batch, sampling, limit)
+        groups = batch.group.unique()
+        rest = groups[~torch.isin(groups, done)]
+        self.memory.pop("waiting", None)
+        if len(rest):
+            self.memory["waiting"] = only(batch, rest).plain()
+        return only(batch, done)
+
+
+def _complete(rollouts: Rollouts, limit: int) -> Tensor:
+    """The groups of which no trajectory can go on."""
+    going = rollouts.truncated & (rollouts.present.sum(1) < limit)
+    groups = rollouts.group.unique()
+    return groups[~torch.isin(groups, rollouts.group[going])]

@@ -122,6 +122,16 @@ class Trainer:
             return {}
         return dict(weights(self._reference))
 
+    def extend(self, rollouts: Rollouts, sampling: Sampling, limit: int) -> Rollouts:
+        """Let the policy go on with trajectories that were cut before `limit` steps, and judge them again."""
+        before = int(rollouts.present.sum())
+        with self._phase("rollout"):
+            batch = self.policy.extend(rollouts, sampling, limit)
+        with self._phase("score"):
+            batch = self.task.judge([self.task.train[p] for p in batch.prompt.tolist()], batch)
+        self._tokens += int(batch.present.sum()) - before
+        return batch
+
     # --- one step -------------------------------------------------------------------------------------------------
 
     def train_step(self) -> StepResult:

@@ -6,8 +6,10 @@ import torch
 from surefoot.errors import InputError
 from surefoot.method import Update
 from surefoot.methods.rlvr.grpo import GRPO
+from surefoot.rollout.native import Sampling
 from surefoot.rollout.prompts import Request, Uniform
-from surefoot.rollout.store import Replay
+from surefoot.rollout.store import Partial, Replay
+from surefoot.rollout.strategies import OnPolicy
 from surefoot.rollouts import Rollouts
 from surefoot.training.settings import Settings
 from surefoot.training.trainer import Trainer
@@ -99,3 +101,40 @@ def test_old_trajectories_keep_the_sampling_policys_probabilities():
 def test_bad_input_is_refused(wrong):
     with pytest.raises(InputError, match="replayed"):
         Replay(**wrong)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_trajectory_made_in_pieces_is_the_one_made_at_once(fast):
+    policy = tiny_policy()
+    policy.fast = policy.fast and fast
+    group, seeds = torch.tensor([0, 0, 1, 1, 1]), torch.arange(5)
+    questions = ["say 1", "hold on to 22"]
+    whole = policy.sample(questions, group, seeds, Sampling(max_new_tokens=12))
+    pieces = policy.sample(questions, group, seeds, Sampling(max_new_tokens=5))
+    for _ in range(4):  # the last one has nothing left to do
+        pieces = policy.extend(pieces, Sampling(max_new_tokens=5), 12)
+    assert whole.notes == pieces.notes and whole.present.sum(1).max() > 10
+    for column in ("tokens", "present", "mask", "turn", "truncated"):
+        assert torch.equal(whole[column], pieces[column]), column
+    torch.testing.assert_close(whole.rollout_logp, pieces.rollout_logp, atol=1e-4, rtol=1e-4)
+
+
+def test_partial_rollouts_come_out_whole_and_judged_some_steps_later():
+    method = GRPO.but(rollout=Partial(budget=5), prompts=Uniform(prompts=3, rollouts=2), regularizers=())
+    stops = list(range(1, 15))  # many, so that lengths differ
+    trainer = Trainer(tiny_policy(), digits_task(), method, Settings(lr=0.0, warmup=0))
+    trainer.policy.stop = stops
+    out = [trainer.train_step().batch for _ in range(5)]
+    ages = torch.cat([b.age for b in out])
+    assert ages.max() >= 1 and sum(len(b) for b in out[1:]) >= 12
+    waiting = trainer.method.state_dict()["rollout"].get("waiting", {"columns": {"group": torch.zeros(0)}})
+    assert sum(len(b) for b in out) + len(waiting["columns"]["group"]) == 30, "none is lost, none comes twice"
+    for b in out:
+        length = b.present.sum(1)
+        assert (~b.truncated | (length == 12)).all() and b.group.bincount().tolist() == [2] * (len(b) // 2)
+        said = [sum(ch.isdigit() for ch in c) / max(1, len(c)) for c in b.notes["completion"]]
+        assert b.reward.tolist() == pytest.approx(said)
+    plain = Trainer(tiny_policy(), digits_task(), method.but(rollout=OnPolicy()), Settings(lr=0.0, warmup=0))
+    plain.policy.stop = stops
+    said = {c for _ in range(5) for c in plain.train_step().batch.notes["completion"]}
+    assert {c for b in out for c in b.notes["completion"]} <= said, "a policy that does not move says the same"

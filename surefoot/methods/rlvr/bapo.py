@@ -16,7 +16,8 @@ share the wrong way: `measure="gradient"` counts only tokens that the clip leave
 paper: `weighted=False, low_first=True`, a target t of P / N, which is the share t / (1 + t), and a dual clip of 3.
 
 Claim: on stale data, learning is faster than with fixed bounds, at higher entropy. OUR CHOICE of stale data: half of
-each batch is replayed, at most four updates old (`Replay`). Temperature 1, as everywhere here (theirs: 0.6).
+each batch is replayed, at most four batches old (`Replay`); partial rollouts are `Partial` in its place. Temperature 1,
+as everywhere here (theirs: 0.6).
 """
 
 from __future__ import annotations
