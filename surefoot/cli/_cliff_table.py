@@ -208,7 +208,8 @@ def margins(f: Found) -> list[str]:
     if not p.rewards or f.cliff.edge is None:
         return []
     at, best, rival = f.cliff.edge.state, f.cliff.edge.action, f.cliff.edge.rival
-    m = flip_margin(*({k: float(v[at, a]) for k, v in p.rewards.items()} for a in (best, rival)), p.weights)
+    first, second = ({k: float(v[at, a]) for k, v in p.rewards.items()} for a in (best, rival))
+    m = flip_margin(first, second, p.weights)
     move = (
         "no move of the weights does"
         if math.isinf(m.weights)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import sparse
-from scipy.sparse.linalg import SuperLU, splu
+from scipy.sparse.linalg import splu
 from scipy.special import logsumexp
 
 from surefoot.errors import InputError
@@ -170,11 +171,11 @@ def nearest_edge(mdp: MDP, q: Table, optimal: Bool[np.ndarray, "s a"], counted: 
     return best
 
 
-def gap_gradient(mdp: MDP, policy: np.ndarray, state: int, action: int, factor: SuperLU | None = None) -> Table:
+def gap_gradient(mdp: MDP, policy: np.ndarray, state: int, action: int, factor: Any = None) -> Table:
     """`c`, the gradient of `V*(s) - Q*(s, a)` in the reward while `policy` [s] stays optimal."""
     rows, actions = sparse.csr_matrix(mdp.rows), mdp.actions
     one_hot = np.eye(actions)[policy]
-    factor = factor or _factor(mdp, one_hot)
+    factor = _factor(mdp, one_hot) if factor is None else factor
     ahead = (rows[state * actions + policy[state]] - rows[state * actions + action]).toarray().ravel()
     visits = mdp.gamma * factor.solve(ahead, trans="T")
     # Rounding leaves specks where visits cancel; their signs would be noise in the worst direction.
@@ -458,7 +459,7 @@ def incomplete_reward(mdp: MDP, missing: Table, policy: Table, state: int, actio
     return Slacker(advantage, visits, gain, advantage > 0 and visits > 0)
 
 
-def _factor(mdp: MDP, policy: Table) -> SuperLU:
+def _factor(mdp: MDP, policy: Table) -> Any:
     """LU factors of `I - gamma P_pi`, for many right sides."""
     return splu(sparse.csc_matrix(sparse.eye(mdp.states) - mdp.gamma * sparse.csr_matrix(mdp.under(policy))))
 

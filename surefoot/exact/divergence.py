@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import logsumexp, wrightomega
+from scipy.special import wrightomega
 
 from surefoot.errors import InputError
 from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, softmax
@@ -61,7 +61,7 @@ class Divergence:
         def excess(c: np.ndarray) -> np.ndarray:
             return self._weigh(q, c - below).sum(-1, keepdims=True) - 1
 
-        low = np.broadcast_to(self.slope(np.float64(1.0)), best.shape)
+        low = np.broadcast_to(self.slope(np.ones(())), best.shape)
         p = self._weigh(q, bracketed_root(excess, low, self.slope(1 / heaviest)) - below)
         return p / p.sum(-1, keepdims=True)
 
@@ -252,7 +252,7 @@ def renyi(p: Dist, q: Dist, order: float) -> Numbers:
     ratio = np.where(used, log_p, 0.0) - np.where(used, log_q, 0.0)
     if np.isinf(order):
         return np.where(used, ratio, -np.inf).max(-1)
-    return logsumexp(log_p + (order - 1) * ratio, axis=-1) / (order - 1)
+    return np.logaddexp.reduce(log_p + (order - 1) * ratio, -1) / (order - 1)
 
 
 def f_regularised_optimum(q: Dist, r: Dist, beta: float | np.ndarray, f: Divergence = KL) -> Dist:

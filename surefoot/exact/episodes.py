@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import sparse
 
 from surefoot.exact.mdp import MDP, FiniteHorizon
 
@@ -66,7 +65,7 @@ def next_states(
 ) -> Int[np.ndarray, "n"]:
     """One next state for each (state, action)."""
     rows = mdp.rows[states * mdp.actions + actions]
-    return draw(rows.toarray() if sparse.issparse(rows) else rows, rng)
+    return draw(rows if isinstance(rows, np.ndarray) else rows.toarray(), rng)
 
 
 @dataclass(frozen=True, eq=False)

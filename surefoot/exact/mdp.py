@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -64,7 +65,7 @@ class MDP:
     @property
     def rows(self) -> np.ndarray | sparse.csr_matrix:
         """`P` as a matrix [S * A, S], without copying."""
-        return self.P if sparse.issparse(self.P) else self.P.reshape(-1, self.states)
+        return self.P.reshape(-1, self.states) if isinstance(self.P, np.ndarray) else self.P
 
     def validate(self) -> None:
         """Refuse what is not an MDP; called on construction."""
@@ -80,7 +81,7 @@ class MDP:
             raise InputError(f"MDP: gamma {self.gamma}; expected a number in [0, 1]")
         if not np.isfinite(self.R).all():
             raise InputError("MDP: R has entries that are not finite")
-        chances = self.P.data if sparse.issparse(self.P) else self.P
+        chances = self.P if isinstance(self.P, np.ndarray) else np.asarray(self.P.data)
         sums = np.asarray(self.rows.sum(1)).ravel()
         # Written so that NaN fails too.
         if not ((chances >= 0).all() and (np.abs(sums - 1) < 1e-8).all()):
@@ -106,11 +107,11 @@ class MDP:
 
     def under(self, policy: Table) -> np.ndarray | sparse.csr_matrix:
         """`P_pi` [S, S]: chances of the next state under a policy."""
-        if not sparse.issparse(self.P):
+        if isinstance(self.P, np.ndarray):
             return np.einsum("sa,sat->st", policy, self.P)
         s, a = np.nonzero(policy)
-        pick = sparse.csr_matrix((policy[s, a], (s, s * self.actions + a)), (self.states, self.P.shape[0]))
-        return pick @ self.P
+        pick = sparse.csr_matrix((policy[s, a], (s, s * self.actions + a)), (self.states, self.R.size))
+        return sparse.csr_matrix(pick @ self.P)
 
     def reachable(self, allowed: Bool[np.ndarray, "s a"] | None = None) -> Bool[np.ndarray, "s"]:
         """States met with a chance above 0 from `mu` by some policy, or by some policy within `allowed`.
@@ -343,8 +344,9 @@ class FiniteHorizon:
         # Blocks above the diagonal lead from each step to the next; the last step and the end lead to the end.
         ahead = sparse.block_diag([sparse.csr_matrix(m.rows) for m in self.stages[:-1]] or [sparse.csr_matrix((0, 0))])
         last = sparse.csr_matrix(np.ones((S * A + A, 1)))
-        nowhere = sparse.csr_matrix((ahead.shape[0], S)), sparse.csr_matrix((S * A + A, S))
-        P = sparse.bmat([[nowhere[0], ahead, None], [nowhere[1], None, last]], format="csr")
+        nowhere = sparse.csr_matrix((S * A * (len(self.stages) - 1), S)), sparse.csr_matrix((S * A + A, S))
+        blocks: list[Any] = [[nowhere[0], ahead, None], [nowhere[1], None, last]]
+        P = sparse.csr_matrix(sparse.bmat(blocks))
         R = np.concatenate([m.R for m in self.stages] + [np.zeros((1, A))])
         return MDP(P, R, first.gamma, np.concatenate([self.mu, np.zeros((H - 1) * S + 1)]))
 

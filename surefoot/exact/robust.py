@@ -90,9 +90,8 @@ class Kernels:
 
     def kernel(self, V: States) -> sparse.csr_matrix:
         worst = np.argmin([m.expect(V).ravel() for m in self.mdps], 0)
-        return sum(
-            sparse.diags((worst == i).astype(float)) @ sparse.csr_matrix(m.rows) for i, m in enumerate(self.mdps)
-        ).tocsr()
+        picked = [sparse.csr_matrix(m.rows).multiply((worst == i)[:, None]) for i, m in enumerate(self.mdps)]
+        return sparse.csr_matrix(sum(picked[1:], picked[0]))
 
 
 class Penalised:

@@ -43,7 +43,7 @@ class TokenTree:
     vocab: int
     depth: int
     leaf_reward: Leaves
-    reference: Leaves | None = None
+    reference: Leaves = None  # pyright: ignore[reportAssignmentType]  (filled in below)
 
     def __post_init__(self):
         if self.vocab < 1 or self.depth < 1:

@@ -37,6 +37,7 @@ def draw_jump(
 ) -> list[Path]:
     """The policy at the edge as the reward moves along the worst direction: a jump, and a slope for each strength."""
     edge = found.edge
+    assert edge is not None, "there is nothing to draw where no state has two actions"
     half = max(2 * edge.distance, 4 * eps)
     # Three points close to the edge make the greedy curve vertical.
     moves = np.sort(
@@ -83,6 +84,7 @@ def draw_price(
     reference: np.ndarray | None = None,
 ) -> list[Path]:
     """Stability and its price against the strength of regularisation."""
+    assert found.edge is not None, "there is nothing to draw where no state has two actions"
     top = max(asked.alpha, asked.at_edge, eps)
     low = max(min(asked.at_edge, asked.alpha) / 30, top * 1e-4)
     grid = np.geomspace(low, max(asked.alpha * 3, low * 10), 31)

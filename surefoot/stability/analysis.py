@@ -322,11 +322,8 @@ def _margins(group: Samples, q: Question) -> Iterator[Estimate]:
         yield _missing(7, name, n, "one class only: no other candidate was seen")
         return
     best = max(tops, key=lambda i: group.reward[i])
-    margins = [
-        fs.flip_margin(*({k: float(v[i]) for k, v in group.rewards.items()} for i in (best, j)), weights)
-        for j in tops
-        if j != best
-    ]
+    scores = {i: {k: float(v[i]) for k, v in group.rewards.items()} for i in tops}
+    margins = [fs.flip_margin(scores[best], scores[j], weights) for j in tops if j != best]
     least = min(margins, key=lambda m: m.all_err)
     yield Estimate(
         7,
@@ -502,10 +499,9 @@ def _classes(label: np.ndarray) -> list[np.ndarray]:
 def _twice_answered(samples: Samples) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """(prompt, is the later checkpoint, labels, rewards) of its first and last step, where there are two."""
     for prompt, own in samples.by_prompt():
-        first, last = own.step.min(), own.step.max()
-        if first < last:
-            ends = own.where((own.step == first) | (own.step == last))
-            yield prompt, ends.step == last, ends.label, ends.reward
+        if own.step is not None and (first := own.step.min()) < (last := own.step.max()):
+            ends = np.isin(own.step, (first, last))
+            yield prompt, own.step[ends] == last, own.label[ends], own.reward[ends]
 
 
 def _by_prompt_mean(samples: Samples, values: np.ndarray) -> np.ndarray:
@@ -525,7 +521,7 @@ def _averaged(found: list[Estimate]) -> Iterator[Estimate]:
             continue
         yield replace(
             known[0],
-            value=float(np.mean([e.value for e in known])),
+            value=float(np.mean([e.value for e in known if e.value is not None])),
             interval=None,
             n=sum(e.n for e in known),
             ess=_sum([e.ess for e in known]),
@@ -605,7 +601,9 @@ def _sum(values: list[float | None]) -> float | None:
 
 def _loosest(estimates: list[Estimate]) -> fs.Kind:
     """The weakest statement among several: a mean of exact numbers and bounds is a bound."""
-    kinds = {e.kind for e in estimates}
+    kinds: set[fs.Kind] = {e.kind for e in estimates}
     if "estimate" in kinds or {"upper bound", "lower bound"} <= kinds:
         return "estimate"
-    return next((k for k in ("upper bound", "lower bound") if k in kinds), "exact")
+    if "upper bound" in kinds:
+        return "upper bound"
+    return "lower bound" if "lower bound" in kinds else "exact"

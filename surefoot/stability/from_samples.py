@@ -13,23 +13,24 @@ divergence of whole responses.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import brentq
-from scipy.special import logsumexp, softmax
 from scipy.stats import fisher_exact
 
 from surefoot.errors import InputError
 from surefoot.evaluation.intervals import Interval, clopper_pearson
+from surefoot.exact.operators import log_mean_exp, log_or_minus_inf, softmax
+from surefoot.exact.roots import bracketed_root
 
 Kind = Literal["exact", "upper bound", "lower bound", "estimate"]
 Array = Float[np.ndarray, "n"]
+Labels = Sequence[str] | np.ndarray
 LEAST_ESS = 10.0
 
 
@@ -64,7 +65,8 @@ class Estimate:
 
 def effective_size(log_weight: Array) -> float:
     """Effective sample size `(sum w)^2 / sum w^2` (Kish 1965), from log weights."""
-    return float(np.exp(2 * logsumexp(log_weight) - logsumexp(2 * np.asarray(log_weight, float))))
+    w = np.asarray(log_weight, float)
+    return float(np.exp(2 * np.logaddexp.reduce(w) - np.logaddexp.reduce(2 * w)))
 
 
 def _probabilities(weight: Array | None, n: int) -> Array:
@@ -94,7 +96,7 @@ class Tie:
         return 1 - min(self.classes.values())
 
 
-def tie(reward: Array, label: Sequence[str], tol: float = 0.0, weight: Array | None = None) -> Tie:
+def tie(reward: Array, label: Labels, tol: float = 0.0, weight: Array | None = None) -> Tie:
     """The best responses seen, the classes among them, and the gap to the best response of another class.
 
     >>> found = tie(np.array([1., 1., 1., 0.]), ["4", "4", "four", "5"])
@@ -103,7 +105,7 @@ def tie(reward: Array, label: Sequence[str], tol: float = 0.0, weight: Array | N
     """
     reward, p = np.asarray(reward, float), _probabilities(weight, len(reward))
     best = reward >= reward.max() - tol
-    classes: Counter[str] = Counter()
+    classes: defaultdict[str, float] = defaultdict(float)
     for name, share in zip(np.asarray(label, dtype=object)[best], p[best] / p[best].sum(), strict=True):
         classes[str(name)] += float(share)
     tops: dict[str, float] = {}
@@ -125,7 +127,7 @@ def zero_events(n: int, level: float = 0.95) -> float:
     return 1 - (1 - level) ** (1 / n)
 
 
-def unseen_class_mass(label: Sequence[str]) -> float:
+def unseen_class_mass(label: Labels) -> float:
     """Mass of the classes not seen: share of draws whose class was seen once (Good 1953).
 
     >>> unseen_class_mass(["a", "a", "b", "c"])
@@ -134,7 +136,7 @@ def unseen_class_mass(label: Sequence[str]) -> float:
     return sum(c == 1 for c in Counter(map(str, label)).values()) / len(label)
 
 
-def range_confidence(n: int, mass: float) -> float:
+def range_confidence(n: int, mass: Any) -> Any:
     """Confidence that at most `mass` lies outside the smallest and largest of n draws of a scalar (Wilks 1941).
 
     >>> round(range_confidence(93, .05), 3), round(range_confidence(8, .05), 3)
@@ -147,7 +149,7 @@ def outside_range(n: int, level: float = 0.95) -> float:
     """The mass that `range_confidence` reaches at `level`; 1 for fewer than two draws."""
     if n < 2:
         return 1.0
-    return float(brentq(lambda q: range_confidence(n, q) - level, 0.0, 1.0, xtol=1e-14))
+    return float(bracketed_root(lambda q: range_confidence(n, q) - level, np.array(0.0), np.array(1.0)))
 
 
 # 3. Drift along the tie
@@ -170,7 +172,7 @@ class Drift:
     ess: float
 
 
-def slack_drift(label: Sequence[str], log_ratio: Array, weight: Array | None = None) -> Drift:
+def slack_drift(label: Labels, log_ratio: Array, weight: Array | None = None) -> Drift:
     """Drift of the responses within one tie away from the reference: movement that no reward pays for.
 
     With beta > 0 the optimum keeps the reference's distribution inside a tie, `pi*(b | T) = pi_ref(b | T)`. The right
@@ -183,9 +185,7 @@ def slack_drift(label: Sequence[str], log_ratio: Array, weight: Array | None = N
     return Drift(now, reference, distance, effective_size(-np.asarray(log_ratio, float)))
 
 
-def drift_test(
-    prompt: Array, late: np.ndarray, label: Sequence[str], draws: int = 999, seed: int = 0
-) -> tuple[float, float]:
+def drift_test(prompt: Array, late: np.ndarray, label: Labels, draws: int = 999, seed: int = 0) -> tuple[float, float]:
     """Did the class shares move between two checkpoints? Labels of the checkpoint are permuted within prompts.
 
     Args:
@@ -195,8 +195,8 @@ def drift_test(
     Returns:
         the mean over prompts of the total variation between the class shares, and its permutation p value.
     """
-    prompt, late, label = np.asarray(prompt), np.asarray(late, bool), np.asarray(label, dtype=object)
-    groups = [(late[prompt == x], label[prompt == x]) for x in np.unique(prompt)]
+    prompt, late, names = np.asarray(prompt), np.asarray(late, bool), np.asarray(label, dtype=object)
+    groups = [(late[prompt == x], names[prompt == x]) for x in np.unique(prompt)]
     groups = [(when, what) for when, what in groups if when.any() and not when.all()]
     if not groups:
         raise InputError("drift: no prompt was answered at both checkpoints")
@@ -247,8 +247,9 @@ def residual(reward: Array, log_ratio: Array, beta: float, weight: Array | None 
     variance = p @ (e - mean) ** 2
     if weight is None and len(e) > 1:
         variance *= len(e) / (len(e) - 1)
-    kl = float(logsumexp(e, b=p) - mean)
-    ess = len(e) * float(np.exp(2 * logsumexp(e, b=p) - logsumexp(2 * e, b=p)))
+    log_mean = float(log_mean_exp(e, 1.0, log_or_minus_inf(p)))
+    kl = log_mean - float(mean)
+    ess = len(e) * float(np.exp(2 * log_mean - log_mean_exp(2 * e, 1.0, log_or_minus_inf(p))))
     return Residual(max(kl, 0.0), float(variance) / 2, float(np.sqrt(variance)), ess)
 
 
@@ -263,9 +264,9 @@ def reward_change(delta: Array, beta: float, weight: Array | None = None) -> tup
     """
     p = _probabilities(weight, len(delta))
     log_w = np.asarray(delta, float) / beta
-    log_mean = logsumexp(log_w, b=p)
+    log_mean = float(log_mean_exp(log_w, 1.0, log_or_minus_inf(p)))
     distance = 0.5 * float(p @ np.abs(np.exp(log_w - log_mean) - 1))
-    return distance, float(np.exp(2 * log_mean - logsumexp(2 * log_w, b=p)))
+    return distance, float(np.exp(2 * log_mean - log_mean_exp(2 * log_w, 1.0, log_or_minus_inf(p))))
 
 
 def reward_change_cap(span: float, beta: float) -> float:
@@ -302,7 +303,7 @@ def hoeffding(n: float, level: float = 0.95) -> float:
     return math.sqrt(math.log(2 / (1 - level)) / (2 * n))
 
 
-def class_distance(first: Sequence[str], second: Sequence[str]) -> float:
+def class_distance(first: Labels, second: Labels) -> float:
     """Total variation between class shares of two samples; biased up, see `class_distance_null`.
 
     >>> class_distance(["a", "a"], ["a", "b"])
@@ -312,13 +313,13 @@ def class_distance(first: Sequence[str], second: Sequence[str]) -> float:
     return 0.5 * sum(abs(p[b] / len(first) - q[b] / len(second)) for b in p.keys() | q.keys())
 
 
-def class_distance_null(labels: Sequence[str], draws: int = 200, seed: int = 0) -> float:
+def class_distance_null(labels: Labels, draws: int = 200, seed: int = 0) -> float:
     """Mean `class_distance` between random halves of one policy's samples: the bias to subtract."""
-    labels, rng = np.asarray(labels, dtype=object), np.random.default_rng(seed)
-    half = len(labels) // 2
+    names, rng = np.asarray(labels, dtype=object), np.random.default_rng(seed)
+    half = len(names) // 2
     if not half:
         return 1.0
-    shuffles = (rng.permutation(labels) for _ in range(draws))
+    shuffles = (rng.permutation(names) for _ in range(draws))
     return float(np.mean([class_distance(s[:half], s[half:]) for s in shuffles]))
 
 
@@ -337,7 +338,7 @@ def reward_effect(distance: Float[np.ndarray, "m m"], arm: np.ndarray) -> tuple[
     if min(size, m - size) < 2:
         raise InputError(f"reward effect: {size} and {m - size} runs an arm; expected at least two on each side")
 
-    def effect(chosen: Sequence[int]) -> float:
+    def effect(chosen: Sequence[int] | np.ndarray) -> float:
         one = np.isin(np.arange(m), chosen)
         upper = np.triu(np.ones((m, m), bool), 1)
         across = one[:, None] != one[None, :]
@@ -354,7 +355,8 @@ def collapse_test(first: int, of_first: int, second: int, of_second: int) -> flo
     >>> round(collapse_test(10, 24, 14, 24), 2)
     0.39
     """
-    return float(fisher_exact([[first, of_first - first], [second, of_second - second]]).pvalue)
+    found: Any = fisher_exact([[first, of_first - first], [second, of_second - second]])
+    return float(found.pvalue)
 
 
 # 7. Several rewards
@@ -487,8 +489,8 @@ def audit_limit(wrong: int, audited: int) -> float:
     return clopper_pearson(wrong, audited, level=0.90)[1]
 
 
-def _shares(label: Sequence[str], p: Array) -> dict[str, float]:
-    shares: Counter[str] = Counter()
+def _shares(label: Labels, p: Array) -> dict[str, float]:
+    shares: defaultdict[str, float] = defaultdict(float)
     for name, mass in zip(label, p, strict=True):
         shares[str(name)] += float(mass)
     return dict(shares)

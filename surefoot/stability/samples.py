@@ -120,7 +120,9 @@ def samples_from_rollouts(
 
 
 def classes(
-    completions: Sequence[str], cut: Bool[np.ndarray, "n"] | None = None, label: Callable[[str], str] | None = None
+    completions: Sequence[str] | np.ndarray,
+    cut: Bool[np.ndarray, "n"] | None = None,
+    label: Callable[[str], str] | None = None,
 ) -> np.ndarray:
     """The class of each response: `label` of it; None takes its final answer.
 
@@ -153,7 +155,6 @@ def read_rollouts(run: str | Path, first: int | None = None, last: int | None = 
         InputError: not a run folder, no rollouts in it, or none in those steps.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     folder = Path(run)
@@ -165,12 +166,9 @@ def read_rollouts(run: str | Path, first: int | None = None, last: int | None = 
     except pa.ArrowInvalid as e:
         raise InputError(f"{folder / 'rollouts'}: {e}; expected Parquet files of a run") from None
     if "step" in table.column_names:
-        step = table["step"]
-        keep = pc.and_(
-            pc.greater_equal(step, first if first is not None else 0),
-            pc.less_equal(step, last if last is not None else 2**62),
-        )
-        table = table.filter(keep)
+        step = table["step"].to_numpy()
+        keep = (step >= (0 if first is None else first)) & (step <= (2**62 if last is None else last))
+        table = table.filter(pa.array(keep))
     if not table.num_rows:
         raise InputError(f"{folder}: no rollouts in steps {first} to {last}")
     return table

@@ -162,7 +162,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 def _json(path: Path, weights: dict[str, float]) -> Problem:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as e:
         raise InputError(f"{path} line {e.lineno} column {e.colno}: {e.msg}; expected JSON") from None
     except UnicodeDecodeError:
