@@ -46,6 +46,10 @@ seed          | n     | int   | rollout | the seed of the trajectory's own rando
 prompt_tokens | m p   | int   | rollout | the prompts, one row a group, padded on the left
 prompt_mask   | m p   | bool  | rollout | false on the padding of prompt_tokens
 truncated     | n     | bool  | rollout | the trajectory was cut at the length limit
+step_mean     | n t d | float | rollout | mean of each Gaussian step as it was sampled
+step_std      | n t   | float | rollout | deviation of each Gaussian step, in every entry
+step_time     | n t   | float | rollout | time before each denoising step: 1 is noise, 0 is data
+step_dt       | n t   | float | rollout | time that each denoising step takes
 rollout_logp  | n t   | float | rollout | log-probability of each step as it was sampled (engine's numerics)
 age           | n     | int   | rollout | batches trained on since the trajectory was begun
 reward        | n     | float | method  | the one reward, from the named rewards
@@ -76,6 +80,7 @@ ref_logits    | n t v | float | signal  | log-probabilities of all candidates un
 teacher_logp  | n t   | float | signal  | log-probability under the teacher policy
 teacher_logits | n t v | float | signal | log-probabilities of all candidates under the teacher policy
 logp          | n t   | float | live    | log-probability of each step under the current policy, with gradient
+mean          | n t d | float | live    | mean of each Gaussian step under the current policy, with gradient
 entropy       | n t   | float | live    | entropy of the current policy at each step, nats, with gradient
 collision     | n t   | float | live    | log sum_v pi(v)^2 of the current policy at each step, without gradient
 value         | n t   | float | live    | value before each step, with gradient

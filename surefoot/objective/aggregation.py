@@ -191,3 +191,22 @@ class On(Part):
 
     def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
         return self.base(rollouts, total) * on_steps(self.steps(rollouts))
+
+
+@dataclass(frozen=True)
+class Per(Part):
+    """The weights of `base`, divided by a column that is above 0 on the mask: a loss per time, per length.
+
+    Attributes:
+        column: [n t].
+    """
+
+    base: Part = TokenMean()
+    column: str = "step_dt"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.base.reads, self.column, "mask")))
+
+    def __call__(self, rollouts: Rollouts, total: Total = here) -> Float[Tensor, "n t"]:
+        return self.base(rollouts, total) / rollouts[self.column].where(rollouts.mask, 1.0)

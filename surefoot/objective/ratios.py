@@ -136,3 +136,19 @@ class TurnRatio(Ratio):
 
     def log(self, logp, anchor, mask, turn=None):
         return mean_over(log_ratio(logp, anchor, mask), mask, turn)
+
+
+@dataclass(frozen=True)
+class CentredRatio(Ratio):
+    """RatioNorm of Gaussian steps (GRPO-Guard, arXiv 2510.22319): `s (log r + mean(dmu^2) / (2 s^2))`.
+
+    With log-probabilities that are means over the step's entries this is `mean(eps dmu)`: no shift to the left, and a
+    spread that does not know the noise s. The bias keeps its gradient.
+    """
+
+    reads = ("mean", "step_mean", "step_std", "mask")
+
+    def between(self, rollouts: Rollouts, over: str = "logp", under: str = "old_logp") -> Float[Tensor, "n t"]:
+        std = rollouts.step_std.where(rollouts.mask, 1.0)
+        moved = (rollouts.mean - rollouts.step_mean).where(rollouts.mask[..., None], 0.0).square().mean(-1)
+        return std * (log_ratio(rollouts[over], rollouts[under], rollouts.mask) + moved / (2 * std.square()))

@@ -120,6 +120,10 @@ class Clip(OffPolicy):
     dual: float | None = None
     ratio: Ratio = TokenRatio()
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*OffPolicy.reads, *self.ratio.reads)))
+
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         high = self.low if self.high is None else self.high
         return clipped(self.ratio.of(rollouts), rollouts.advantage, self.low, high, self.dual)
