@@ -66,7 +66,8 @@ class Clusters:
     def __init__(self, seed: int):
         g = torch.Generator().manual_seed(seed)
         self.centres = 6 * torch.linalg.qr(torch.randn(D, CLUSTERS, generator=g))[0].T
-        self.train = self.heldout = [Problem("a sample")]
+        self.train: Sequence[Problem] = [Problem("a sample")]
+        self.heldout: Sequence[Problem] = self.train
         self.data = self.draw(2000, g)
         x = self.draw(40, g)
         with torch.random.fork_rng(devices=[]):
@@ -146,8 +147,9 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
         [m for m in measured if m["seeds"]],
         [_draw(report, found)] if report else [],
         f"Mechanism (fair clips): {'holds' if mechanism(found) else 'refuted'}. Benefit (gold at equal proxy, in most "
-        f"seeds at proxy {PROXIES[1]}): {'holds' if benefit(found) else 'does not hold'}. Bounds are .01 for raw ratios "
-        "and .003 for centred ones, which are smaller by the factor s; shares are of all ratios, whatever their advantage.",
+        f"seeds at proxy {PROXIES[1]}): {'holds' if benefit(found) else 'does not hold'}. Bounds are .01 for raw "
+        "ratios and .003 for centred ones, which are smaller by the factor s; shares are of all ratios, whatever their "
+        "advantage.",
     )
 
 

@@ -2,8 +2,8 @@
 
 A network gives the velocity v(x, t, label) of a rectified flow, x_t = t noise + (1 - t) data; t falls from 1 to 0.
 Euler's steps are made random without changing the marginals (Flow-GRPO, arXiv 2505.05470, eq. 9), `transition`. The
-last step has no noise: it is no choice, and does not train. Log-probabilities are means over the entries of x, as in the
-authors' code.
+last step has no noise: it is no choice, and does not train. Log-probabilities are means over the entries of x, as in
+the authors' code.
 
 The policy starts pre-trained on the task's own data (`task.examples()`), some seconds that are kept in the cache.
 """

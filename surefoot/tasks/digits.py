@@ -1,8 +1,8 @@
 """Drawing digits: `digits`. A flow policy makes 8 x 8 images of a label; a classifier judges them.
 
 Data are scikit-learn's digits, scaled to [-1, 1]; the classifier is a softmax regression on half of them, fitted here
-in a second, its reward the probability of the label asked for. What a proxy pays for is not all that is wanted: `diversity`,
-the mean distance between the images of one label over that of the data, is reported beside it.
+in a second, its reward the probability of the label asked for. What a proxy pays for is not all that is wanted:
+`diversity`, the mean distance between the images of one label over that of the data, is reported beside it.
 """
 
 from __future__ import annotations
