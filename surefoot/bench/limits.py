@@ -87,7 +87,7 @@ def matmul_rates(device: str = "cpu", size: int = 0, dtype: torch.dtype = torch.
     return {"torch": plain, "best": max(plain, ours)}
 
 
-def bandwidth(device: str = "cpu", size: int = 1 << 26) -> float:
+def bandwidth(device: str = "cpu", size: int = 1 << 25) -> float:
     """Bytes a second that a copy of `size` numbers reads and writes."""
     a = torch.zeros(size, device=device)
     b = torch.empty_like(a)

@@ -15,7 +15,7 @@ import torch
 from surefoot import tasks
 from surefoot.bench.cases import Case, trivial_reward
 from surefoot.bench.limits import bandwidth, decode_bytes, decode_seconds, matmul_rates, step_flops
-from surefoot.bench.worker import resident
+from surefoot.bench.worker import forget_peak, resident
 from surefoot.method import Method, Update
 from surefoot.methods import find as find_method
 from surefoot.objective.divergences import KL, k3
@@ -124,7 +124,7 @@ def surefoot(case: Case, device: str, requests: Iterable[str], say: Say) -> None
     trainer = make_trainer(case, device)
     arithmetic = Arithmetic(trainer)
     loaded = resident()["now"]
-    batch = None
+    batch, peak = None, 0.0
     with TemporaryDirectory() as scratch:
         run = Run.create(Path(scratch) / "run", {"case": case.name})
         say(surefoot_settings(trainer) | {"threads": torch.get_num_threads(), "loaded_mb": loaded})
@@ -135,7 +135,7 @@ def surefoot(case: Case, device: str, requests: Iterable[str], say: Say) -> None
                 run.step(result.step, result.metrics, result.seconds, result.batch)
                 total = time.perf_counter() - started
                 cpu = time.process_time() - cpu
-                batch = result.batch
+                batch, peak = result.batch, max(peak, resident()["peak"])
                 scoring = result.seconds["score"]
                 say(
                     {
@@ -166,8 +166,9 @@ def surefoot(case: Case, device: str, requests: Iterable[str], say: Say) -> None
                         "decode_memory_limit": decode_bytes(model, batch) / bandwidth(device),
                     }
                 )
+                forget_peak()  # what the limits took is not the trainer's
             else:
-                say(resident())
+                say(resident() | {"peak": peak})
         run.flush()
 
 
