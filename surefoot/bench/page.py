@@ -13,7 +13,8 @@ PHASES = ("total", "generation", "scoring", "update", "cpu")
 LABEL = {"total": "step", "cpu": "processor time of a step"}
 OPENING = """# Performance
 
-Made by `surefoot bench trl --json`, `surefoot bench scaling --json` and `surefoot bench page`, and by nothing else.
+Made by `surefoot bench page` from what `surefoot bench trl --json` and `surefoot bench scaling --json` print, and from
+the notes in `performance.notes.md`, which come last.
 A ratio is of medians measured in one run, the two sides taking turns (A B A B), each in its own process, with the same
 threads. Times are of the machine named below and gate no test.
 """
@@ -32,7 +33,7 @@ def versus_section(found: Mapping[str, Any]) -> str:
         "| seconds | Surefoot | TRL | ratio |",
         "|---|---|---|---|",
     ]
-    for phase in PHASES:
+    for phase in [p for p in PHASES if p in ours]:
         lines.append(
             f"| {LABEL.get(phase, phase)} | {ours[phase]:.3f} | {theirs[phase]:.3f} | {found['speedup'][phase]:.2f} |"
         )
