@@ -37,6 +37,8 @@ actions       | n t d | float | rollout | the step taken, where it is a vector (
 states        | n t d | float | rollout | what the policy saw before each step, where it is a vector
 next_states   | n t d | float | rollout | what it saw, or would have seen, after each step
 ended         | n t   | bool  | rollout | the environment ended with this step by itself (a time limit is no end)
+slots         | n t k | int   | rollout | candidates that a soft step mixes; -1 where there is none
+soft          | n t   | bool  | rollout | the step is a mixture of its slots (a soft thought), not one token
 mask          | n t   | bool  | rollout | the policy chose this step and it may train
 present       | n t   | bool  | rollout | the step exists (chosen, or said by a tool or environment); false is padding
 turn          | n t   | int   | rollout | index of the turn a step belongs to, from 0; -1 on padding

@@ -371,9 +371,11 @@ class _HuggingFaceDecoder:
         self.mask, self.position = self.mask[rows], self.position[rows]
 
     def step(self, tokens: Tensor) -> Tensor:
+        """Logits after these token ids [n], or embeddings [n d]."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        fed = "inputs_embeds" if tokens.is_floating_point() else "input_ids"
         out = self.model(
-            input_ids=tokens.to(self.device)[:, None],
+            **{fed: tokens.to(self.device)[:, None]},
             attention_mask=self.mask,
             position_ids=self.position[:, None],
             past_key_values=self.cache,

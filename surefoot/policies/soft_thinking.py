@@ -1,0 +1,190 @@
+"""Soft thinking: thoughts are mixtures of embeddings, the answer is tokens (SofT-GRPO, arXiv 2511.06411).
+
+A step is soft until the end-of-thinking token is the largest slot of one; from then on steps are tokens. A soft step
+keeps the `k` likeliest tokens within `top_p`, adds Gumbel noise to their renormalised log-probabilities, and feeds back
+the mixture of their embeddings. Columns: `soft` (which steps are), `slots` (the kept tokens, -1 for none), `actions`
+(the perturbed log-probabilities), `tokens` (the largest slot, or the token). The embeddings are mixed anew from the
+stored slots when a batch is scored, with the current table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from surefoot.errors import InputError
+from surefoot.objective.soft import RELEASED, Reduction, gumbel, gumbel_logp, mixture, renormalized
+from surefoot.policies.base import CARD, refuse_unknown
+from surefoot.policies.causal_lm import CausalLM
+from surefoot.policies.llama import backbone
+from surefoot.rollout.native import Sampling, decoder, draw, log_distribution, uniforms
+from surefoot.rollouts import Rollouts
+
+
+class SoftThinking(CausalLM):
+    """A causal language model that thinks in mixtures.
+
+    Args:
+        of: the model underneath.
+        end: the text of the token that ends thinking.
+        k, top_p: slots that a soft step keeps.
+        tau: temperature of the mixture; towards 0 it is one token.
+        noise: factor on the Gumbel noise; the density is that of 1, and 0 takes no noise (for evaluation).
+        reduction: over slots (`objective.soft.gumbel_logp`); `released` adds the released code's bounds and floor.
+
+    Raises:
+        InputError: an end of thinking that is not one token.
+    """
+
+    kind = "soft-thinking"
+    live = ("logp",)
+
+    def __init__(
+        self,
+        of: CausalLM,
+        end: str = "<answer>",
+        k: int = 5,
+        top_p: float = 0.95,
+        tau: float = 0.1,
+        noise: float = 1.0,
+        reduction: Reduction = "sum",
+        released: bool = False,
+        base: str = "pebble",
+    ):
+        super().__init__(of.model, of.tokenizer, name="soft-thinking", fast=False)
+        ids = self.tokenizer(end, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise InputError(f"policy 'soft-thinking': end={end!r} is {len(ids)} tokens, expected one")
+        self.end, self.k, self.top_p, self.tau, self.noise = ids[0], k, top_p, tau, noise
+        bounds, floor = (RELEASED, -3.0) if released else (None, None)
+        self.density = partial(gumbel_logp, reduction=reduction, bounds=bounds, floor=floor)
+        self.options = dict(
+            base=base, end=end, k=k, top_p=top_p, tau=tau, noise=noise, reduction=reduction, released=released
+        )
+
+    def save(self, folder: Path) -> None:
+        """The model in Hugging Face format, and `policy.json`."""
+        super().save(folder)
+        card = {"kind": self.kind, "name": self.name, "options": self.options}
+        (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+
+    @torch.no_grad()
+    def sample(
+        self, questions: Sequence[str], group: Int[Tensor, "n"], seeds: Int[Tensor, "n"], sampling: Sampling
+    ) -> Rollouts:
+        """One trajectory for each entry of `group`: soft thoughts, then a discrete answer."""
+        prompts, valid = self.encode(questions, room=sampling.max_new_tokens)
+        engine = decoder(self.model, prompts, valid, group, fast=False)
+        n, limit, k = len(group), sampling.max_new_tokens, self.k
+        tokens, logp = torch.full((n, limit), self.pad), torch.zeros(n, limit)
+        slots, actions = torch.full((n, limit, k), -1), torch.zeros(n, limit, k)
+        soft, length = torch.zeros(n, limit, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
+        chances = uniforms(seeds, limit * (k + 1)).unflatten(1, (limit, k + 1))
+        rows, thinking = torch.arange(n), torch.ones(n, dtype=torch.bool)  # both along the engine's rows
+        logits, stops = engine.first(), torch.tensor(self.stop)
+        for t in range(limit):
+            chance = chances[rows, t]
+            token, step, kept, perturbed = self._step(logits, chance, thinking, sampling)
+            tokens[rows, t], logp[rows, t], soft[rows, t], length[rows] = token, step, thinking, t + 1
+            slots[rows, t], actions[rows, t] = kept, perturbed
+            going = ~torch.isin(token, stops)
+            if not going.any() or t == limit - 1:
+                break
+            fed = self._embedded(token, kept, perturbed, thinking)
+            thinking = thinking & (token != self.end)
+            if not going.all():
+                engine.keep(going.nonzero().flatten())
+                rows, thinking, fed = rows[going], thinking[going], fed[going]
+            logits = engine.step(fed)
+        longest = int(length.max())
+        present = torch.arange(longest) < length[:, None]
+        ended = torch.isin(tokens[torch.arange(n), length - 1], stops)
+        return Rollouts(
+            dict(
+                tokens=tokens[:, :longest],
+                slots=slots[:, :longest],
+                actions=actions[:, :longest],
+                soft=soft[:, :longest] & present,
+                mask=present,
+                present=present,
+                turn=torch.where(present, 0, -1),
+                group=group,
+                seed=seeds,
+                prompt_tokens=prompts,
+                prompt_mask=valid,
+                truncated=~ended,
+                rollout_logp=logp[:, :longest],
+            ),
+            notes={"completion": self.decode(tokens[:, :longest], present)},
+        )
+
+    def _step(
+        self, logits: Tensor, chance: Float[Tensor, "b j"], thinking: Bool[Tensor, "b"], sampling: Sampling
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Token, log-probability (or density), slots and perturbed log-probabilities of each row's next step."""
+        full = log_distribution(logits, sampling)
+        token = draw(full, chance[:, -1])
+        step = full.gather(1, token[:, None])[:, 0]
+        best, kept = (logits.float() / (sampling.temperature or 1.0)).log_softmax(-1).topk(self.k)
+        there = best.exp().cumsum(-1) - best.exp() < self.top_p
+        own = renormalized(best, there)
+        factor = self.noise if sampling.temperature else 0.0
+        perturbed = (own + factor * gumbel(chance[:, :-1]).to(own)).where(there, 0.0)
+        label = kept.gather(1, perturbed.where(there, -torch.inf).argmax(-1, keepdim=True))[:, 0]
+        density = self.density(own, perturbed, there)
+        there = there & thinking[:, None]
+        return (
+            torch.where(thinking, label, token),
+            torch.where(thinking, density, step),
+            kept.where(there, -1),
+            perturbed.where(there, 0.0),
+        )
+
+    def _embedded(self, tokens: Tensor, slots: Tensor, actions: Tensor, soft: Tensor) -> Float[Tensor, "*n d"]:
+        """What each step feeds back: its mixture, or its token's embedding."""
+        table, there = backbone(self.model).embed_tokens, slots >= 0
+        share = mixture(actions, there, self.tau)
+        mixed = (share[..., None] * table(slots.clamp_min(0))).sum(-2)
+        return torch.where(soft[..., None], mixed, table(tokens))
+
+    def score(self, rollouts: Rollouts, want: Collection[str], temperature: float = 1.0) -> dict[str, Tensor]:
+        """`logp`: of soft steps the density of their noise over the slots that were kept then; else the token's."""
+        refuse_unknown(self, want)
+        logits = self._logits(rollouts) / (temperature or 1.0)  # [n t v]
+        there = rollouts.slots >= 0
+        own = renormalized(logits.gather(-1, rollouts.slots.clamp_min(0)), there | ~there.any(-1, keepdim=True))
+        density = self.density(own, rollouts.actions, there)
+        token = logits.log_softmax(-1).gather(-1, rollouts.tokens[..., None])[..., 0]
+        return {"logp": torch.where(rollouts.soft, density, token).where(rollouts.present, 0.0)}
+
+    def _logits(self, rollouts: Rollouts) -> Float[Tensor, "n t v"]:
+        """Logits before every step, teacher-forced on the stored slots."""
+        prompts, valid = rollouts.prompt_tokens[rollouts.group], rollouts.prompt_mask[rollouts.group]
+        steps = self._embedded(rollouts.tokens, rollouts.slots, rollouts.actions, rollouts.soft)
+        embeddings = torch.cat([backbone(self.model).embed_tokens(prompts), steps], 1)
+        mask = torch.cat([valid, rollouts.present], 1)
+        positions = (mask.long().cumsum(1) - 1).clamp_min(0)
+        out = self.model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions).logits
+        start = prompts.shape[1] - 1
+        return out[:, start : start + rollouts.steps].float()
+
+
+def load(
+    task: object,
+    base: str = "pebble",
+    end: str = "<answer>",
+    k: int = 5,
+    top_p: float = 0.95,
+    tau: float = 0.1,
+    noise: float = 1.0,
+    reduction: Reduction = "sum",
+    released: bool = False,
+) -> SoftThinking:
+    """A causal language model by name, thinking softly."""
+    return SoftThinking(CausalLM.load(base), end, k, top_p, tau, noise, reduction, released, base)
