@@ -11,8 +11,9 @@ calls the tool nor answers; the conversation ends with it. A trajectory is l_1, 
 
     || d(rho A) / d logits || = rho |A| sqrt(1 - 2 pi(a) + sum_j pi(j)^2)         (`logit_gradient_norm`)
 
-In our runs (`surefoot reproduce simpletir`) the filter also has a price: as void turns are never blamed and wrong
-answers are, void turns become more frequent in training.
+The filter also has a price: void turns are never blamed and wrong answers are, so void turns may become more frequent.
+With spoilt replies (`tools:calculator`, lr 1e-4, 60 steps, one seed) they went from 15 % of the trajectories to 53 %,
+and without the filter to 11 %.
 
 The filter is a `select` part: it comes after the statistics of the groups, and evaluation never sees it. Over-long
 trajectories and groups without contrast are left out besides, as in the authors' code, and all of them from the
