@@ -20,7 +20,11 @@ RELEASED = (-1.5, 3.0)  # bounds of SofT-GRPO's released code on the noise
 
 
 def renormalized(logits: Float[Tensor, "*n k"], there: Bool[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
-    """`log(p_i / sum_j p_j)` over the slots that are there; 0 elsewhere."""
+    """`log(p_i / sum_j p_j)` over the slots that are there; 0 elsewhere.
+
+    >>> renormalized(torch.tensor([0.0, 0.0, 5.0]), torch.tensor([True, True, False]))
+    tensor([-0.6931, -0.6931,  0.0000])
+    """
     return logits.where(there, -torch.inf).log_softmax(-1).where(there, 0.0)
 
 
@@ -56,10 +60,18 @@ def gumbel_logp(
 
 
 def gumbel(uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Standard Gumbel noise at these quantiles, in [0, 1)."""
+    """Standard Gumbel noise at these quantiles, in [0, 1).
+
+    >>> gumbel(torch.tensor([0.5]))
+    tensor([0.3665], dtype=torch.float64)
+    """
     return -(-uniform.double().clamp(1e-12, 1 - 1e-12).log()).log()
 
 
 def mixture(perturbed: Float[Tensor, "*n k"], there: Bool[Tensor, "*n k"], tau: float) -> Float[Tensor, "*n k"]:
-    """The shares `softmax(perturbed / tau)` of the slots that are there; 0 elsewhere."""
+    """The shares `softmax(perturbed / tau)` of the slots that are there; 0 elsewhere.
+
+    >>> mixture(torch.tensor([0.0, 0.0, 9.0]), torch.tensor([True, True, False]), 0.1)
+    tensor([0.5000, 0.5000, 0.0000])
+    """
     return (perturbed / tau).where(there, -torch.inf).softmax(-1).nan_to_num(0.0)

@@ -35,7 +35,7 @@ SOFT_GRPO = GRPO.but(
         title="SofT-GRPO: Surpassing Discrete-Token LLM Reinforcement Learning via Gumbel-Reparameterized "
         "Soft-Thinking Policy Optimization",
     ),
-    home=Home(policy="soft-thinking", train={"lr": 5e-4, "steps": 20, "final_problems": 256, "final_samples": 4}),
+    home=Home(policy="soft-thinking", train={"lr": 5e-4, "steps": 12, "final_problems": 256, "final_samples": 4}),
     advantage=GroupNormalized(eps=1e-6),
     surrogate=Clip(0.2, dual=3.0),
     regularizers=(KL(k3, 1e-3),),
