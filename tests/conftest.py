@@ -82,3 +82,16 @@ def policy():
 @pytest.fixture
 def task():
     return digits_task()
+
+
+def gradient_of_step(trainer) -> torch.Tensor:
+    """The gradient of one step of training, flat, as the optimizer finds it; it is freed after the step."""
+    found: list[torch.Tensor] = []
+
+    def look(*_):
+        found.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters()]))
+
+    handle = trainer.optimizer.register_step_pre_hook(look)
+    trainer.train_step()
+    handle.remove()
+    return found[-1]

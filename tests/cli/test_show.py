@@ -27,7 +27,7 @@ def test_grpo_in_full(capsys):
     out = capsys.readouterr().out
     assert "https://arxiv.org/abs/2402.03300" in out
     assert "A_i = (R_i - mean(R)) / std(R)" in out  # its equations
-    assert "Uniform(prompts=16, rollouts=8)" in out and "coef=0.04" in out
+    assert "Uniform(prompts=16, rollouts=8, " in out and "coef=0.04" in out
     reads = next(line for line in out.splitlines() if line.startswith("  reads")).split(None, 1)[1].split(", ")
     assert {"reward", "logp", "ref_logp"} <= set(reads)
 

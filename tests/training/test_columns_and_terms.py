@@ -17,7 +17,7 @@ from surefoot.parts import Part
 from surefoot.rollout.prompts import Uniform
 from surefoot.training.settings import Settings
 from surefoot.training.trainer import Trainer
-from tests.conftest import digits_task, tiny_policy
+from tests.conftest import digits_task, gradient_of_step, tiny_policy
 
 BASE = GRPO.but(prompts=Uniform(prompts=4, rollouts=4), regularizers=(), update=Update(max_grad_norm=0.0))
 
@@ -77,8 +77,7 @@ def test_a_term_adds_up_by_its_own_aggregate(budget):
         ),
     }.items():
         trainer = _trainer(method, micro_tokens=budget)
-        trainer.train_step()
-        gradient[name] = torch.cat([p.grad.flatten() for p in trainer.policy.parameters()])
+        gradient[name] = gradient_of_step(trainer)
     torch.testing.assert_close(gradient["both"], gradient["tokens"] + gradient["sequences"], atol=1e-6, rtol=1e-4)
     assert not torch.allclose(gradient["tokens"], gradient["sequences"], rtol=1e-2)
 

@@ -121,8 +121,8 @@ def _half_constant(completions):
 
 
 def _stands_alone(method):
-    """Needs no policy, task or ingredient but the toy's."""
-    return method.home == Home() and not isinstance(method.reference, Soup)
+    """Needs no policy, task or ingredient but the toy's (another policy's weights, reward models)."""
+    return method.home == Home() and not isinstance(method.reference, Soup) and not isinstance(method.reward, Ensemble)
 
 
 ALONE = [slug for slug in methods.names() if _stands_alone(methods.find(slug))]
