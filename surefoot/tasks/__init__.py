@@ -9,7 +9,7 @@ from surefoot.errors import InputError, nearest
 from surefoot.specs import kinds
 from surefoot.tasks.base import Problem, RewardFunction, Task, TextTask
 
-__all__ = ["Problem", "Task", "TextTask", "load", "register"]
+__all__ = ["Problem", "Task", "TextTask", "fetch", "load", "register"]
 
 DEFAULT = "rg:chain_sum:min_terms=2,max_terms=4,min_digits=2,max_digits=2"
 _REGISTERED: dict[str, Callable[[], Task]] = {}
@@ -53,3 +53,15 @@ def load(spec: str | Task, reward: str | RewardFunction | None = None) -> Task:
         f"task {spec!r}: expected rg:<dataset>[:key=value,...], a .jsonl or .parquet path, or a registered "
         f"task{nearest(spec, [*_REGISTERED, *kinds(__name__), DEFAULT])}"
     )
+
+
+def fetch(spec: str) -> Path:
+    """Where the data of a task lie in the cache (its `path`), made first if they are not there.
+
+    Raises:
+        InputError: as `load`, and for a task that keeps nothing in the cache.
+    """
+    path = getattr(load(spec), "path", None)
+    if path is None:
+        raise InputError(f"task {spec!r}: keeps no data in the cache, so there is nothing to fetch")
+    return path

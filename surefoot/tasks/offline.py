@@ -4,8 +4,8 @@ A training problem is one logged transition, and the task plays back those that 
 step that nobody samples. Held-out problems are starts of the environment itself, where the policy acts.
 
 The data are made here, once, and kept in the cache (`surefoot fetch offline:Hopper-v5:quality=mixed` makes them
-beforehand). Augmented random search (ARS, Mania et al., arXiv 1803.07055: linear policies, top directions, states in
-units of their running scale) looks for a good policy within a budget of steps. Then
+beforehand, and says where they are). Augmented random search (ARS, Mania et al., arXiv 1803.07055: linear policies, top
+directions, states in units of their running scale) looks for a good policy within a budget of steps. Then
 
     random   uniform actions
     medium   the first policy of the search whose return is half way from random to the best one's
@@ -79,13 +79,13 @@ class Offline(Gym):
         said = {"quality": quality, "size": size, "search": search, "noise": noise, "steps": steps}
         self.name = f"offline:{env}:" + ",".join(f"{k}={v}" for k, v in said.items()) + f",normalise={normalise}"
         stem = f"{env}-{quality}-{size}-{search}-{noise}-{steps}".replace("/", "--")
-        path = cache_folder() / "offline" / f"{stem}.safetensors"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{np.random.default_rng().integers(2**32)}.tmp")
+        self.path = cache_folder() / "offline" / f"{stem}.safetensors"
+        if not self.path.is_file():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            aside = self.path.with_suffix(f".{np.random.default_rng().integers(2**32)}.tmp")
             save_file(collect(self, quality, size, search, noise), aside)
-            aside.rename(path)
-        self.data = load_file(path)
+            aside.rename(self.path)
+        self.data = load_file(self.path)
         self.train = Transitions(len(self.data["reward"]))
         returns = self.data["returns"]
         self.unit = 1000 / float(returns.max() - returns.min()) if normalise else 1.0

@@ -46,12 +46,12 @@ def load(rest: str) -> Preferences:
         train, heldout = read_pairs(Path(rest))
         if not heldout:
             raise InputError(f"{rest}: no held-out pair; expected at least one (column 'split', else a hash decides)")
-        return Preferences(name, train, heldout)
+        return Preferences(name, train, heldout, path=Path(rest))
     from surefoot import tasks
 
     judge = tasks.load(base)
     path = call(made, read_options(options.rstrip(","), f"task {name!r}"), f"task {name!r}", judge)
-    return Preferences(name, read_pairs(path)[0], judge.heldout, judge)
+    return Preferences(name, read_pairs(path)[0], judge.heldout, judge, path)
 
 
 def read_pairs(path: Path) -> tuple[list[Problem], list[Problem]]:
@@ -79,10 +79,18 @@ class Preferences:
         train: problems whose `data` holds `responses` (texts, best first) and `scores` (a number each).
         heldout: problems of `base`; without it, problems whose `data` holds a pair to `compare`, best first.
         base: the task that judges what is sampled for the held-out problems.
+        path: where the pairs lie, if in a file.
     """
 
-    def __init__(self, name: str, train: Sequence[Problem], heldout: Sequence[Problem], base: Task | None = None):
-        self.name, self.train, self.heldout, self.base = name, train, heldout, base
+    def __init__(
+        self,
+        name: str,
+        train: Sequence[Problem],
+        heldout: Sequence[Problem],
+        base: Task | None = None,
+        path: Path | None = None,
+    ):
+        self.name, self.train, self.heldout, self.base, self.path = name, train, heldout, base, path
         self.max_new_tokens = base.max_new_tokens if base else 256
 
     def rollout(
