@@ -16,6 +16,7 @@ from surefoot.objective.aggregation import On, SequenceMean, TokenMean
 from surefoot.objective.divergences import KL, absolute
 from surefoot.objective.preferences import DPO, KTO, ChosenLikelihood
 from surefoot.objective.references import Soup
+from surefoot.objective.rewards import Ensemble
 from surefoot.objective.selection import CovarianceBand, Everything, HighCovariance, Not
 from surefoot.objective.surrogates import Clip
 from surefoot.objective.terms import Term
