@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
@@ -95,3 +96,8 @@ def gradient_of_step(trainer) -> torch.Tensor:
     trainer.train_step()
     handle.remove()
     return found[-1]
+
+
+def label(value) -> str:
+    """A test id of a part or function that is the same in every process: its repr without addresses."""
+    return re.sub(r"<(?:function|class) '?([\w.<>]+)'?(?: at 0x[0-9a-f]+)?>", r"\1", repr(value))

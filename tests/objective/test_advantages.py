@@ -15,6 +15,7 @@ from surefoot.objective.groups import group_mean, group_std, leave_one_out_mean
 from surefoot.objective.rewards import reward_at_last_step
 from surefoot.objective.surrogates import PolicyGradient
 from surefoot.rollouts import Rollouts
+from tests.conftest import label
 from tests.objective.enumeration import SEQUENCES, Tree, expected_gradient, groups
 
 BINARY = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 0], dtype=torch.float64)
@@ -73,7 +74,7 @@ def _credited(part, size):
 @pytest.mark.parametrize("reward", [BINARY, GRADED], ids=["binary", "graded"])
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize(
-    "part", [adv.Reinforce(baseline=False), adv.LeaveOneOut(), *sorted(CENTRED, key=repr)], ids=repr
+    "part", [adv.Reinforce(baseline=False), adv.LeaveOneOut(), *sorted(CENTRED, key=label)], ids=label
 )
 def test_unbiased_advantages(reward, part, size):
     if isinstance(part, adv.SuccessWeighted):
@@ -83,7 +84,7 @@ def test_unbiased_advantages(reward, part, size):
     torch.testing.assert_close(found, factor * tree.policy_gradient(reward), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("part", SCALED, ids=repr)
+@pytest.mark.parametrize("part", SCALED, ids=label)
 def test_advantages_with_a_scale_of_their_own_group_are_biased_unless_rewards_are_binary(part):
     tree = Tree()
     for reward, parallel in ((BINARY, True), (GRADED.clamp(0, 1), False)):

@@ -7,6 +7,7 @@ import pytest
 from surefoot.errors import InputError
 from surefoot.objective import controllers as c
 from surefoot.objective.entropy import EntropyTarget
+from tests.conftest import label
 
 ALL = [
     c.AdaptiveKL(),
@@ -21,7 +22,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("controller", ALL, ids=repr)
+@pytest.mark.parametrize("controller", ALL, ids=label)
 def test_a_metric_that_is_not_finite_moves_nothing_and_leaves_no_trace(controller, bad):
     hit, spared = controller.fresh(), controller.fresh()
     for kl in (0.3, 0.05):

@@ -15,6 +15,7 @@ from surefoot.objective import entropy as h
 from surefoot.objective.ratios import TokenRatio
 from surefoot.objective.surrogates import PolicyGradient
 from surefoot.rollouts import Rollouts
+from tests.conftest import label
 from tests.objective.enumeration import SEQUENCES, Tree
 
 P = torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
@@ -63,7 +64,7 @@ def test_the_estimators_values_and_gradients_on_one_state():
     )
 
 
-@pytest.mark.parametrize("g", [*NAMED, d.Alpha(1.0), d.Alpha(0.0)], ids=repr)
+@pytest.mark.parametrize("g", [*NAMED, d.Alpha(1.0), d.Alpha(0.0)], ids=label)
 def test_a_sampled_divergence_has_the_right_value_and_the_right_gradient(g):
     theta, ref = _softmax(0), _softmax(1).detach().log_softmax(-1)
     logp = theta.log_softmax(-1)
@@ -184,7 +185,7 @@ def test_limits_and_inequalities():
     assert 0 <= coarse <= kl, "merging outcomes cannot raise a divergence"
 
 
-@pytest.mark.parametrize("g", [*NAMED, d.SkewedJS(0.3), d.Alpha(0.4), d.Alpha(-1.0)], ids=repr)
+@pytest.mark.parametrize("g", [*NAMED, d.SkewedJS(0.3), d.Alpha(0.4), d.Alpha(-1.0)], ids=label)
 def test_the_price_of_missing_mass_is_the_limit_of_f(g):
     """f(t) as t -> 0, and f(t) / t as t -> infinity, where they are finite; growing without bound where not."""
     u = torch.tensor([30.0, 40.0], dtype=torch.float64)
@@ -195,14 +196,14 @@ def test_the_price_of_missing_mass_is_the_limit_of_f(g):
             assert far.item() == pytest.approx(limit, abs=1e-5)
 
 
-@pytest.mark.parametrize("g", [*NAMED, d.Alpha(1.0), d.Alpha(0.0)], ids=repr)
+@pytest.mark.parametrize("g", [*NAMED, d.Alpha(1.0), d.Alpha(0.0)], ids=label)
 def test_both_forms_of_a_generator_are_one_function(g):
     u = torch.linspace(-9, 9, 61, dtype=torch.float64)
     torch.testing.assert_close(g.over(u), g.f(u) * (-u).exp(), rtol=1e-9, atol=1e-12)
     assert g.f(torch.zeros(1).double()).abs() < 1e-15
 
 
-@pytest.mark.parametrize("g", NAMED, ids=repr)
+@pytest.mark.parametrize("g", NAMED, ids=label)
 def test_nothing_overflows_that_the_divergence_itself_does_not(g):
     """Log-ratios of 100 on both sides, in float32, against float64."""
     p, q = torch.tensor([0.0, -100.0, -101.0]), torch.tensor([-100.0, 0.0, -101.0])

@@ -9,6 +9,7 @@ from surefoot.objective import advantages as adv
 from surefoot.objective import groups
 from surefoot.objective.selection import NonZeroAdvantage, NotTruncated
 from surefoot.rollouts import Rollouts
+from tests.conftest import label
 
 PARTS = [
     adv.GroupNormalized(),
@@ -33,7 +34,7 @@ def table(reward, group=None, truncated=None, steps=3):
     return Rollouts(dict(reward=reward, group=group, truncated=truncated, mask=mask), rewards={"task": reward})
 
 
-@pytest.mark.parametrize("part", PARTS, ids=repr)
+@pytest.mark.parametrize("part", PARTS, ids=label)
 @settings(deadline=None, max_examples=40)
 @given(value=st.floats(-100, 100, width=32), size=st.integers(1, 40))
 def test_equal_rewards_give_exactly_nothing(part, value, size):
@@ -44,7 +45,7 @@ def test_equal_rewards_give_exactly_nothing(part, value, size):
     assert not NonZeroAdvantage()(rollouts.having(advantage=credit)).any()
 
 
-@pytest.mark.parametrize("part", PARTS, ids=repr)
+@pytest.mark.parametrize("part", PARTS, ids=label)
 def test_bfloat16_rewards_lose_nothing_but_their_own_rounding(part):
     """600 members: a count kept in bfloat16 stops at 256."""
     reward = (torch.arange(600) % 7 == 0).bfloat16()

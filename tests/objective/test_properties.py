@@ -18,6 +18,7 @@ from surefoot.objective import ratios as R
 from surefoot.objective import surrogates as S
 from surefoot.parts import Part
 from surefoot.rollouts import COLUMNS, Rollouts
+from tests.conftest import label
 
 RATIOS = [R.TokenRatio(), R.TurnRatio(), R.SequenceRatio(), R.SequenceTokenRatio(), R.TrajectoryRatio()]
 GENERATORS = [D.REVERSE_KL, D.FORWARD_KL, D.JEFFREYS, D.CHI_SQUARED, D.TOTAL_VARIATION, D.SQUARED_HELLINGER]
@@ -119,7 +120,7 @@ def test_the_list_holds_every_part():
                 assert found in listed | bases or name[0] == "_", f"{name}: not in the list of this file"
 
 
-@pytest.mark.parametrize("part", UPDATE, ids=repr)
+@pytest.mark.parametrize("part", UPDATE, ids=label)
 def test_what_is_off_the_mask_does_not_leak_into_loss_or_gradient(part):
     clean, dirty = _loss(part, _make(garbage=0.0)), _loss(part, _make(garbage=math.nan))
     _close(clean[0], dirty[0])
@@ -129,7 +130,7 @@ def test_what_is_off_the_mask_does_not_leak_into_loss_or_gradient(part):
         assert (grad[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("part", CREDIT, ids=repr)
+@pytest.mark.parametrize("part", CREDIT, ids=label)
 def test_credit_is_zero_off_the_mask_whatever_stands_there(part):
     mask = _make().mask
     found = _credit(part, _make(garbage=math.nan))
@@ -148,7 +149,7 @@ def _padded(table: Rollouts, extra: int) -> Rollouts:
     return Rollouts({k: pad(k, table[k]) for k in table}, rewards)
 
 
-@pytest.mark.parametrize("part", UPDATE + CREDIT, ids=repr)
+@pytest.mark.parametrize("part", UPDATE + CREDIT, ids=label)
 def test_padding_changes_nothing(part):
     run = _credit if part in CREDIT else lambda p, x: _loss(p, x)[0]
     found, plain = run(part, _padded(_make(), 3)), run(part, _make())
@@ -183,7 +184,7 @@ def test_microbatches_of_whole_groups_give_the_same_losses(index, cut, seed):
         _close(found, whole[:, : found.shape[1]] if found.ndim == 2 else whole)
 
 
-@pytest.mark.parametrize("part", UPDATE + CREDIT, ids=repr)
+@pytest.mark.parametrize("part", UPDATE + CREDIT, ids=label)
 def test_an_empty_mask_is_finite_and_weighs_nothing(part):
     table = _make(garbage=math.nan)
     table = table.having(
@@ -196,7 +197,7 @@ def test_an_empty_mask_is_finite_and_weighs_nothing(part):
     assert loss.isfinite().all() and all((g == 0).all() for g in grads.values())
 
 
-@pytest.mark.parametrize("part", UPDATE + CREDIT, ids=repr)
+@pytest.mark.parametrize("part", UPDATE + CREDIT, ids=label)
 def test_bfloat16_columns_give_float32_results_without_more_rounding(part):
     low = _make(dtype=torch.bfloat16, garbage=0.0)
     exact = low.having(
@@ -223,7 +224,7 @@ def test_ratios_from_1e_minus_20_to_1e20_are_finite_with_finite_gradients(part, 
     assert loss.isfinite().all() and all(x.isfinite().all() for x in grads.values())
 
 
-@pytest.mark.parametrize("part", [p for p in UPDATE if "logits" in p.reads], ids=repr)
+@pytest.mark.parametrize("part", [p for p in UPDATE if "logits" in p.reads], ids=label)
 def test_a_forbidden_candidate_counts_nothing_and_has_no_gradient(part):
     """One that no policy may take (log-probability -inf) against a vocabulary without it."""
     table, logits = _make(), ("logits", "ref_logits", "teacher_logits")

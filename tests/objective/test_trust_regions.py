@@ -22,6 +22,7 @@ from surefoot.objective.selection import (
     sum_of_steps,
 )
 from surefoot.rollouts import Rollouts
+from tests.conftest import label
 from tests.objective.enumeration import Tree, expected_gradient
 
 REWARD = torch.tensor([1.0, 0.2, 0.0, 0.7, 0.0, 0.1, 0.3, 1.5, -0.4], dtype=torch.float64)
@@ -59,7 +60,7 @@ def _gradient(surrogate, table, logp):
     return torch.autograd.grad(surrogate(table).sum(), logp)[0]
 
 
-@pytest.mark.parametrize("surrogate", AT_ONE, ids=repr)
+@pytest.mark.parametrize("surrogate", AT_ONE, ids=label)
 def test_at_the_first_update_every_surrogate_is_the_policy_gradient(surrogate):
     tree = Tree()
     found = expected_gradient(tree, REWARD, 2, LeaveOneOut(), surrogate)
@@ -84,7 +85,7 @@ OFF_POLICY = {  # on samples of another policy: exact, or biased
 }
 
 
-@pytest.mark.parametrize("surrogate", OFF_POLICY, ids=repr)
+@pytest.mark.parametrize("surrogate", OFF_POLICY, ids=label)
 def test_only_the_whole_trajectorys_ratio_is_unbiased_off_policy(surrogate):
     """Expected gradient on samples of a policy whose logits are about 0.2 away, against the true one at the current.
 
@@ -255,7 +256,7 @@ def test_extreme_ratios_and_garbage_under_the_mask_stay_finite(gap, advantage, s
     assert loss.isfinite().all() and grad.isfinite().all() and grad[0, 1] == 0
 
 
-@pytest.mark.parametrize("surrogate", AT_ONE, ids=repr)
+@pytest.mark.parametrize("surrogate", AT_ONE, ids=label)
 def test_an_empty_mask_is_zero_not_nan(surrogate):
     table, logp = _table([[0.1, 0.2]], [[0.0, 0.0]], mask=torch.zeros(1, 2, dtype=torch.bool))
     loss = surrogate(table)
