@@ -43,8 +43,8 @@ def evaluate(
     """pass@1, pass@k, maj@k, calibration and intervals on held-out problems (see `evaluation.metrics.summarise`).
 
     Where a task verifies nothing, or its answers are not texts, the record holds the mean of each reward with its
-    interval over problems. `headline` names the number to look at first. A task may make the record by itself, from
-    the judged batches: `summarise(batches, k)`.
+    interval over problems. `headline` names the number to look at first. To that record a task may add numbers of its
+    own, from the judged batches: `summarise(batches, k)`.
 
     Args:
         sampling: the distribution to sample from; temperature 1 and the task's length limit by default.
@@ -53,7 +53,7 @@ def evaluate(
     batches = sample_heldout(policy, task, problems, k, seed, sampling)
     own = getattr(task, "summarise", None)
     if own:
-        return {"headline": "reward", "samples_each": k} | own(batches, k)
+        return mean_rewards(batches, k) | own(batches, k)
     if "correct" not in batches[0] or "completion" not in batches[0].notes:
         return mean_rewards(batches, k)
     correct = np.concatenate([b.correct.numpy() for b in batches]).reshape(-1, k)

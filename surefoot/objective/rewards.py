@@ -249,7 +249,7 @@ class Ensemble(KLInReward):
         if not named:
             raise InputError(
                 f"reward (Ensemble): no reward named {self.members}...; the task gives {', '.join(rewards)} "
-                "(--set reward.members=NAME)"
+                "(--task scored:by=RUN+RUN,TASK has reward models give them; --set reward.members=NAME takes others)"
             )
         return {"ensemble": self.of(torch.stack(named))}
 

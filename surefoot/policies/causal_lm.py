@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def find(name: str) -> Path | str:
         return name
     known = [*SHIPPED, *(p.name for p in cache_folder().glob("*") if p.is_dir())]
     raise InputError(f"policy {name!r}: no shipped or cached model, folder, or Hugging Face id{nearest(name, known)}")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Weights load without a bar of transformers' own among the command's lines."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 class CausalLM:
@@ -91,7 +106,8 @@ class CausalLM:
             folder, kwargs = where.parent, {"gguf_file": where.name}
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-            model = dequantized(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs))
+            with _no_progress_bar():
+                model = dequantized(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs))
         except (OSError, ValueError, KeyError, RuntimeError) as e:
             raise InputError(f"policy {name!r}: cannot be loaded ({_first_line(e)})") from None
         except Exception as e:  # safetensors' own error class derives from Exception alone
@@ -404,7 +420,8 @@ class CausalLM:
         if hasattr(self.model, "get_base_model"):
             saved = {n: t for n, t in extra.items() if not n.startswith("value_head.")}
         else:
-            saved = dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters())
+            with _no_progress_bar():
+                saved = dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters())
         heads = {n.removeprefix("value_head."): t for n, t in extra.items() if n.startswith("value_head.")}
         odd = {n for n in saved if n not in own or own[n].shape != saved[n].shape}
         if odd:

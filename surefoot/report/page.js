@@ -54,10 +54,11 @@ const plainTask = (run) => !headlineOf(run).startsWith("pass@");
 // A task without a verifier: its rewards before and after, as numbers.
 function rewardsCard(judged) {
   const first = judged[0].evaluation.after || judged[0].evaluation.before;
-  const keys = Object.keys(first).filter((k) => `${k}_interval` in first);
-  const cell = (e, k) => e ? `${number(e[k])} [${e[`${k}_interval`].map((v) => number(v)).join(", ")}]` : "–";
+  const keys = Object.keys(first).filter((k) => typeof first[k] === "number" && k !== "n" && k !== "samples_each");
+  const band = (e, k) => e[`${k}_interval`] ? ` [${e[`${k}_interval`].map((v) => number(v)).join(", ")}]` : "";
+  const cell = (e, k) => e?.[k] != null ? number(e[k]) + band(e, k) : "–";
   return card(el("h2", {}, `Held-out ${headlineOf(judged[0])}`),
-    el("p", {class: "soft small"}, `Means over ${first.n} held-out problems, with 95 % intervals.`),
+    el("p", {class: "soft small"}, `Means over ${first.n} held-out problems, with 95 % intervals where they are known.`),
     table(["", ...keys.flatMap((k) => [`#${k}, before`, `#${k}, after`])],
       judged.map((run) => [run.name, ...keys.flatMap((k) =>
         [cell(run.evaluation.before, k), cell(run.evaluation.after, k)])])));
@@ -66,8 +67,8 @@ function rewardsCard(judged) {
 function pictures(run) {
   if (!run.pictures?.length) return "";
   return card(el("h2", {}, several ? `Pictures, ${run.name}` : "Pictures"),
-    el("div", {class: "grid"}, ...run.pictures.map(({name, data}) => el("figure", {},
-      el("img", {src: data, alt: name, style: "max-width:100%"}), el("figcaption", {class: "soft small"}, name)))));
+    el("div", {class: "pictures"}, ...run.pictures.map(({name, data}) => el("figure", {},
+      el("img", {src: data, alt: name}), el("figcaption", {class: "soft small"}, name)))));
 }
 
 function headline(run) {

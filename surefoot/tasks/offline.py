@@ -17,6 +17,7 @@ apart from ends. Rewards are scaled in training as in D4RL's locomotion: by 1000
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,8 +77,10 @@ class Offline(Gym):
         if quality not in QUALITIES:
             raise InputError(f"task offline:{env}: quality {quality!r}{nearest(quality, QUALITIES)}")
         super().__init__(env, steps)
-        said = {"quality": quality, "size": size, "search": search, "noise": noise, "steps": steps}
-        self.name = f"offline:{env}:" + ",".join(f"{k}={v}" for k, v in said.items()) + f",normalise={normalise}"
+        said = {"quality": quality, "size": size, "search": search, "noise": noise, "normalise": normalise}
+        usual = inspect.signature(Offline).parameters
+        changed = {k: v for k, v in (said | {"steps": steps}).items() if k == "quality" or v != usual[k].default}
+        self.name = f"offline:{env}:" + ",".join(f"{k}={v}" for k, v in changed.items())
         stem = f"{env}-{quality}-{size}-{search}-{noise}-{steps}".replace("/", "--")
         self.path = cache_folder() / "offline" / f"{stem}.safetensors"
         if not self.path.is_file():

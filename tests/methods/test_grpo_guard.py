@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import surefoot as sf
+from surefoot.evaluation.evaluate import mean_rewards
 from surefoot.methods.flow.grpo_guard import GRPO_GUARD
 from surefoot.objective.aggregation import Per, TokenMean
 from surefoot.objective.ratios import CentredRatio, TokenRatio
@@ -182,7 +183,8 @@ def test_digits_judge_and_measure_diversity(tmp_path, monkeypatch):
         notes={"answer": [str(int(x)) for x in named[:400]]},
     )
     judged = task.judge([Problem("", data={"label": int(x)}) for x in named[:400]], batch)
-    record = task.summarise([judged], 1)
-    assert record["classifier"] > 0.85 and record["diversity"] == pytest.approx(1, abs=0.05)
+    record = mean_rewards([judged], 1) | task.summarise([judged], 1)
+    assert record["headline"] == "classifier" and record["classifier"] > 0.85 and "classifier_interval" in record
+    assert record["diversity"] == pytest.approx(1, abs=0.05)
     same = judged.having(actions=images[labels == 3][:1, None].expand(400, 1, 64))
     assert task.summarise([same], 1)["diversity"] < 1e-3

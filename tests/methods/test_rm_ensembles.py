@@ -68,7 +68,7 @@ def test_what_is_only_watched_does_not_count():
     table = _table(proxy1=[1.0, 0.0], proxy2=[0.0, 4.0], gold=[9.0, -9.0])
     assert WCO(table)["reward"].tolist() == [0, 0] and MEAN(table)["reward"].tolist() == [0.5, 2.0]
     assert MEAN(table)["step_reward"].tolist() == [[0, 0.5, 0], [0, 2.0, 0]], "paid at the last token"
-    with pytest.raises(InputError, match=r"no reward named proxy\.\.\.; the task gives gold"):
+    with pytest.raises(InputError, match=r"no reward named proxy\.\.\.; the task gives gold .*scored:by="):
         MEAN(_table(gold=[1.0]))
 
 
