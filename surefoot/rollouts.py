@@ -83,6 +83,7 @@ teacher_logp  | n t   | float | signal  | log-probability under the teacher poli
 teacher_logits | n t v | float | signal | log-probabilities of all candidates under the teacher policy
 logp          | n t   | float | live    | log-probability of each step under the current policy, with gradient
 mean          | n t d | float | live    | mean of each Gaussian step under the current policy, with gradient
+deviation     | n t d | float | live    | deviation of each Gaussian step under the current policy, with gradient
 entropy       | n t   | float | live    | entropy of the current policy at each step, nats, with gradient
 collision     | n t   | float | live    | log sum_v pi(v)^2 of the current policy at each step, without gradient
 value         | n t   | float | live    | value before each step, with gradient

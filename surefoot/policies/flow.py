@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -55,25 +56,71 @@ def transition(
 
 
 class Velocity(nn.Module):
-    """v(x, t, label): layers with SiLU between them."""
+    """v(x, t, label): `depth` hidden layers with SiLU after them; the label is any vector."""
 
-    def __init__(self, entries: int, labels: int, width: int):
+    def __init__(self, entries: int, labels: int, width: int, depth: int = 3):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(entries + labels + 3, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, entries),
-        )
+        sizes = (entries + labels + 3, *[width] * depth)
+        hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.SiLU())]
+        self.net = nn.Sequential(*hidden, nn.Linear(width, entries))
 
     def forward(
         self, x: Float[Tensor, "... d"], label: Float[Tensor, "... l"], t: Float[Tensor, "..."]
     ) -> Float[Tensor, "... d"]:
         clock = torch.stack([t, (math.pi * t).sin(), (math.pi * t).cos()], -1)
         return self.net(torch.cat([x, label, clock], -1))
+
+
+Field = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x [... d], label [... l], t [...]) -> velocity [... d]
+
+
+def euler(v: Field, noise: Float[Tensor, "n d"], label: Float[Tensor, "n l"], steps: int) -> Float[Tensor, "n d"]:
+    """From noise at t = 1 to data at t = 0 in even steps, `x <- x - v / steps`: no choice is made on the way.
+
+    >>> euler(lambda x, label, t: torch.ones_like(x), torch.zeros(1, 1), torch.zeros(1, 0), 4)
+    tensor([[-1.]])
+    """
+    x = noise
+    for k in range(steps):
+        x = x - v(x, label, x.new_full(x.shape[:-1], 1 - k / steps)) / steps
+    return x
+
+
+def flow_matching(
+    v: Field,
+    data: Float[Tensor, "n d"],
+    label: Float[Tensor, "n l"],
+    noise: Float[Tensor, "n d"],
+    t: Float[Tensor, "n"],
+) -> Float[Tensor, ""]:
+    """`|v(t noise + (1 - t) data, t) - (noise - data)|^2`, a mean over rows and entries (arXiv 2210.02747)."""
+    x = t[:, None] * noise + (1 - t)[:, None] * data
+    return (v(x, label, t) - (noise - data)).square().mean()
+
+
+def fit(
+    v: nn.Module,
+    data: Float[Tensor, "n d"],
+    label: Float[Tensor, "n l"],
+    steps: int,
+    g: torch.Generator,
+    rows: int = 256,
+    lr: float = 1e-3,
+) -> list[float]:
+    """Flow matching at uniform times with fresh noise: Adam, `rows` a batch, a cosine to 0; returns the losses."""
+    optimizer = torch.optim.Adam(v.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses = []
+    for _ in range(steps):
+        drawn = torch.randint(len(data), (rows,), generator=g)
+        noise, t = torch.randn(rows, data.shape[1], generator=g), torch.rand(rows, generator=g)
+        loss = flow_matching(v, data[drawn], label[drawn], noise, t)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
 
 
 class Flow(ModulePolicy):
@@ -142,23 +189,9 @@ class Flow(ModulePolicy):
     def fit(
         self, data: Float[Tensor, "n d"], labels: Int[Tensor, "n"], steps: int = 3000, seed: int = 0
     ) -> list[float]:
-        """Flow matching: `|v(x_t, t) - (noise - data)|^2` at uniform times (arXiv 2210.02747); returns the losses."""
-        g = torch.Generator().manual_seed(seed)
+        """Flow matching on labelled data (`fit`); returns the losses."""
         one_hot = torch.nn.functional.one_hot(labels, self.labels).float() if self.labels else data[:, :0]
-        optimizer = torch.optim.Adam(self.model.parameters(), 1e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        losses = []
-        for _ in range(steps):
-            rows = torch.randint(len(data), (256,), generator=g)
-            noise, t = torch.randn(256, self.entries, generator=g), torch.rand(256, generator=g)
-            x = t[:, None] * noise + (1 - t)[:, None] * data[rows]
-            loss = (self.model(x, one_hot[rows], t) - (noise - data[rows])).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        return losses
+        return fit(self.model, data, one_hot, steps, torch.Generator().manual_seed(seed))
 
 
 def load(task: Any, **options: Any) -> Flow:

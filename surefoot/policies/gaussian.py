@@ -40,7 +40,7 @@ def mlp(sizes: tuple[int, ...], activation: str = "tanh", last: float | None = N
 class Gaussian(ModulePolicy):
     """`N(mean(s), diag(e^log_std)^2)`; V(s) is added when a part first reads a value.
 
-    Live columns: `logp`, `entropy`; `value` and `next_value` (V, once there); `q` and `target_q` of `critics`
+    Live columns: `logp`, `entropy`, `mean`, `deviation`; `value` and `next_value` (V, once there); `q` and `target_q` of `critics`
     action-value networks and of their moving averages `target <- (1 - rho) target + rho online`, taken after every
     optimizer step.
 
@@ -85,7 +85,7 @@ class Gaussian(ModulePolicy):
         nets.register_buffer("scale", torch.ones(observations))
         super().__init__(nets, options, lr=lr)
         self.width, self.critics, self.rho, self.squash, self.floor = actions, critics, rho, squash, floor
-        self.live = ("logp", "entropy", "value", "next_value", *(("q", "target_q") if critics else ()))
+        self.live = ("logp", "entropy", "mean", "deviation", "value", "next_value", *(("q", "target_q") if critics else ()))
         if value:
             self.critic()
 
@@ -119,8 +119,9 @@ class Gaussian(ModulePolicy):
 
     def columns(self, rollouts: Rollouts, want: set[str], temperature: float) -> dict[str, Tensor]:
         seen, out = self.seen(rollouts.states), {}
-        if want & {"logp", "entropy"}:
+        if want & {"logp", "entropy", "mean", "deviation"}:
             mean, log_std = self.law(seen)
+            out |= {"mean": mean, "deviation": log_std.exp()}
             out["logp"] = log_density(rollouts.actions, mean, log_std)
             out["entropy"] = (log_std + LOG_ROOT + 0.5).sum(-1)
         if "value" in want:

@@ -115,6 +115,10 @@ class Trainer:
         self._engine_exact = exact and "rollout_logp" in batch  # what was logged has none
         return batch
 
+    def renew_optimizer(self) -> None:
+        """Forget moments and counts: a part has replaced what they were about."""
+        self.optimizer.state.clear()
+
     @property
     def moved_reference(self) -> dict[str, Tensor]:
         """The weights of a reference that moves, for checkpoints; empty for one that can be made again."""

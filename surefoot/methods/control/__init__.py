@@ -1,0 +1,1 @@
+"""Control: actions that are vectors, in environments that go on."""
