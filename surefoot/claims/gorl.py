@@ -2,9 +2,9 @@
 
     h = +-1, hidden and drawn anew;   r(a) = exp(-(a - h)^2 / (2 .25^2))
 
-The encoder is N(m, s^2), the decoder the exact monotone refit: the quantile function of the actions that were done. Three
-stages of 150 batches of 512. Arms: Gaussian; GoRL whose refit sees everything; GoRL whose refit sees the third of
-(a, r) that paid most. An exact refit of a Gaussian is an affine map, so that the second arm should never leave the first.
+The encoder is N(m, s^2), the decoder the exact monotone refit: the quantile function of the actions that were done.
+Three stages of 150 batches of 512. Arms: Gaussian; GoRL whose refit sees everything; GoRL whose refit sees the third
+of (a, r) that paid most. An exact refit of a Gaussian is an affine map: the second arm should never leave the first.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ CLAIM = Claim(
     slug="gorl",
     statement="A Gaussian latent policy trained by PPO, and a generative decoder refitted to the actions that the two "
     "took, become together more expressive and earn more than a Gaussian policy.",
-    refuted_if="GoRL with return-filtered refits keeps less than .2 of its mass at one of the two peaks on any seed, or "
-    "ends more than one standard error below the Gaussian",
+    refuted_if="GoRL with return-filtered refits keeps less than .2 of its mass at one of the two peaks on any seed, "
+    "or ends more than one standard error below the Gaussian",
     run=run,
 )

@@ -40,9 +40,9 @@ def mlp(sizes: tuple[int, ...], activation: str = "tanh", last: float | None = N
 class Gaussian(ModulePolicy):
     """`N(mean(s), diag(e^log_std)^2)`; V(s) is added when a part first reads a value.
 
-    Live columns: `logp`, `entropy`, `mean`, `deviation`; `value` and `next_value` (V, once there); `q` and `target_q` of `critics`
-    action-value networks and of their moving averages `target <- (1 - rho) target + rho online`, taken after every
-    optimizer step.
+    Live columns: `logp`, `entropy`, `mean`, `deviation`; `value` and `next_value` (V, once there); `q` and `target_q`
+    of `critics` action-value networks and of their moving averages `target <- (1 - rho) target + rho online`, taken
+    after every optimizer step.
 
     Args:
         observations, actions: sizes of the vectors.
@@ -85,7 +85,8 @@ class Gaussian(ModulePolicy):
         nets.register_buffer("scale", torch.ones(observations))
         super().__init__(nets, options, lr=lr)
         self.width, self.critics, self.rho, self.squash, self.floor = actions, critics, rho, squash, floor
-        self.live = ("logp", "entropy", "mean", "deviation", "value", "next_value", *(("q", "target_q") if critics else ()))
+        of_critics = ("q", "target_q") if critics else ()
+        self.live = ("logp", "entropy", "mean", "deviation", "value", "next_value", *of_critics)
         if value:
             self.critic()
 

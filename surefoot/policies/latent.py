@@ -25,8 +25,8 @@ class Latent(Gaussian):
 
     Args:
         width, depth: of the decoder's hidden layers.
-        denoise: Euler's steps from latent to action. Few of them shrink what a refit passes on: with 10, N(.7, .3) comes
-            out 13% narrower, and again at the next refit.
+        denoise: Euler's steps from latent to action. Few of them shrink what a refit passes on: with 10, N(.7, .3)
+            comes out 13% narrower, and again at the next refit.
         updates, rows, decoder_lr: steps of a refit, pairs (noise, action) in each, and the rate it starts from.
     """
 

@@ -1,8 +1,8 @@
 """PPO for control: a Gaussian policy, a value network, episodes that are cut and bootstrapped.
 
-Schulman et al., arXiv 1707.06347, eq. 7, with generalised advantages (arXiv 1506.02438): `ppo` with rewards at every step
-and a critic of its own. Rewards are scaled for the critic by `reward.weights` (here for Pendulum-v1, which pays about
--1000 an episode); the advantages are whitened, so the policy does not see the scale. The home learns Pendulum in
+Schulman et al., arXiv 1707.06347, eq. 7, with generalised advantages (arXiv 1506.02438): `ppo` with rewards at every
+step and a critic of its own. Rewards are scaled for the critic by `reward.weights` (here for Pendulum-v1, which pays
+about -1000 an episode); the advantages are whitened, so the policy does not see the scale. The home learns Pendulum in
 some 15 seconds. A minibatch holds whole episodes.
 """
 

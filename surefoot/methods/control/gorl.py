@@ -1,8 +1,8 @@
 """GoRL: PPO on a Gaussian latent whose decoder, a flow, is refitted between stages to what the whole policy did.
 
-"GoRL: An Algorithm-Agnostic Framework for Online RL with Generative Policies", arXiv 2512.02581. The decoder g is a piece
-of the environment (`policies.latent`), so the ratio is that of Gaussians; in action space it is the same for any g that
-can be inverted, as the Jacobian cancels:
+"GoRL: An Algorithm-Agnostic Framework for Online RL with Generative Policies", arXiv 2512.02581. The decoder g is a
+piece of the environment (`policies.latent`), so the ratio is that of Gaussians; in action space it is the same for any
+g that can be inverted, as the Jacobian cancels:
 
     z ~ pi_theta(z | s) = N(mu, diag sigma^2),   a = g(s, z);   r = pi_theta(z | s) / pi_old(z | s)
     L = L_clip(r) + L_V - c H + w (mean_d mu^2 + mean_d sigma^2)                         the decoder gets no gradient
@@ -13,13 +13,13 @@ After a refit N(0, I) acts as the policy did, and the encoder starts again there
 .15, with w = .0005 and gradient norm .5; the others at .3, with .001 and 1.
 
 What an exact refit cannot do: it maps Gaussians to Gaussians, stage after stage. Modes come from `rollout.keep` < 1
-(the refit sees trajectories of high return alone; off, as in the released runs), from clipped actions, or from errors of
-the fit that states share. See `surefoot reproduce gorl`.
+(the refit sees trajectories of high return alone; off, as in the released runs), from clipped actions, or from errors
+of the fit that states share. See `surefoot reproduce gorl`.
 
-OUR READING: the value network lives on over stages, as the start of a stage behaves as the end of the last one; the last
-encoder of a stage is taken, not the one that evaluates best; a refit is 2000 steps along a cosine, not 50 epochs with the
-best validation loss. The stages of the home, 40, 40, 20 and 20 batches of 16 episodes, have the proportions of the
-paper's (60, 60, 30 and 30 million steps); c is ours.
+OUR READING: the value network lives on over stages, as the start of a stage behaves as the end of the last one; the
+last encoder of a stage is taken, not the one that evaluates best; a refit is 2000 steps along a cosine, not 50 epochs
+with the best validation loss. The stages of the home, 40, 40, 20 and 20 batches of 16 episodes, have the proportions of
+the paper's (60, 60, 30 and 30 million steps); c is ours.
 """
 
 from __future__ import annotations
