@@ -38,6 +38,6 @@ GRPO_GUARD = GRPO.but(
     home=Home(
         policy="flow:width=32",  # a narrow network, whose digits leave something to learn
         task="digits",
-        train={"steps": 300, "lr": 1e-3, "final_problems": 40, "final_samples": 16, "eval_problems": 40},
+        train={"steps": 300, "lr": 3e-4, "final_problems": 40, "final_samples": 16, "eval_problems": 40},
     ),
 )
