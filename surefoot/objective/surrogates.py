@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from surefoot.errors import InputError
 from surefoot.objective.groups import working
+from surefoot.objective.preferences import LogRatio, square
 from surefoot.objective.ratios import Ratio, TokenRatio, TrajectoryRatio, clipped_geometric_mean, log_ratio, mean_over
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
@@ -244,6 +246,57 @@ class AdvantageWeighted(Part):
     def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n t"]:
         weight = (working(rollouts.advantage).detach() / self.beta).clamp(max=math.log(self.cap)).exp()
         return -weight * working(rollouts.logp).where(rollouts.mask, 0.0)
+
+
+@dataclass(frozen=True)
+class Regression(Part):
+    """Least squares of a whole trajectory's score: `coef (d / L^per - psi A)^2`, d its log-ratio, L its length.
+
+    No ratio and no exp: where d reaches its target the gradient ends. The advantage is the mean over the trajectory's
+    steps, detached (GDSD, arXiv 2605.29398). With psi = 0 it is a squared distance from the anchors.
+
+    Attributes:
+        score: `LogRatio` to the policy that the target is told from.
+        psi: strength of the tilt; 0 reads no advantage.
+        per: power of the length that d is divided by: 0 for sums, 1 for means.
+        clamp: d is held within [log(1 - clamp), log(1 + clamp)], with no gradient outside, on either side; none for no
+            such bound.
+        coef: factor of the loss; with 0 nothing is read.
+    """
+
+    score: Part = LogRatio(anchors=("old_logp",))
+    psi: float = 1.0
+    per: float = 1.0
+    clamp: float | None = None
+    coef: float = 1.0
+
+    def __post_init__(self):
+        if self.clamp is not None and not 0 < self.clamp < 1:
+            raise InputError(f"Regression.clamp: got {self.clamp}, expected a number between 0 and 1, or none")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        if not self.coef:
+            return ("mask",)
+        return tuple(dict.fromkeys((*self.score.reads, "mask", *(("advantage",) if self.psi else ()))))
+
+    def __call__(self, rollouts: Rollouts) -> Float[Tensor, "n"]:
+        mask = rollouts.mask
+        if not self.coef:
+            return torch.zeros(len(mask), device=mask.device)
+        gap = self._held(self.score(rollouts))
+        target = self.psi * mean_over(rollouts.advantage, mask, None)[:, 0].detach() if self.psi else 0.0
+        return self.coef * square(gap / mask.sum(1).clamp_min(1) ** self.per, target)
+
+    def _held(self, gap: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return gap if self.clamp is None else gap.clamp(math.log1p(-self.clamp), math.log1p(self.clamp))
+
+    def metrics(self, rollouts: Rollouts) -> dict[str, float]:
+        """Share of the trajectories that the clamp left without gradient."""
+        if self.clamp is None or not self.coef:
+            return {}
+        gap = self.score(rollouts)
+        return {"clamped": float((gap != self._held(gap)).float().mean())}
 
 
 @dataclass(frozen=True)

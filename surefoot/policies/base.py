@@ -29,7 +29,8 @@ class Policy(Protocol):
     environment whatever that task's `rollout` calls. What every policy has is below; these it may have besides:
     `critic()` (makes the value head when a part first reads a value), `stepped()` (called after every optimizer
     step: moving averages, target networks), `parameter_groups()` (as for a PyTorch optimizer; `scale` in a group is a
-    factor on the learning rate), `engine_exact` (what it records as `rollout_logp` is what `score` would say).
+    factor on the learning rate), `engine_exact` (what it records as `rollout_logp` is what `score` would say),
+    `likelihood` (false where `logp` is a score and no log-probability, so that no KL divergence is told from it).
 
     Attributes:
         kind: the name of its file.

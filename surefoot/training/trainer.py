@@ -289,7 +289,7 @@ class Trainer:
                 measure = getattr(part, "metrics", None)
                 for name, value in (measure(micro) if measure else {}).items():
                     log[f"_sum_{name}"] = log.get(f"_sum_{name}", 0.0) + float(value) * counted
-            if "ref_logp" in micro:
+            if "ref_logp" in micro and getattr(self.policy, "likelihood", True):
                 gap = (micro.ref_logp - micro.logp)[micro.mask]
                 log["_sum_kl"] = log.get("_sum_kl", 0.0) + float((gap.exp() - 1 - gap).sum())
 
