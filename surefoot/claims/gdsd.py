@@ -1,8 +1,8 @@
 """GDSD: least squares on denoising scores is stable where ELBOs in a ratio are not (arXiv 2605.29398).
 
-Four tokens of four values, reward 1 where they sum to 9 (20 of 256 responses). The denoiser is an MLP of two layers, and
-unmasks from left to right, so that its law is enumerated. All arms see the same streams of noise: 64 responses an update,
-8 passes with a mask draw each, Adam; rates 1e-3, 3e-3, 1e-2. Collapse: the reward ends below half of its peak.
+Four tokens of four values, reward 1 where they sum to 9 (20 of 256 responses). The denoiser is an MLP of two layers,
+and unmasks from left to right, so that its law is enumerated. All arms see the same streams of noise: 64 responses an
+update, 8 passes with a mask draw each, Adam; rates 1e-3, 3e-3, 1e-2. Collapse: the reward ends below half of its peak.
 """
 
 from __future__ import annotations
@@ -217,11 +217,11 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
 
 
 NOTES = (
-    "The start's expected reward is about .08. GDSD's scores are the released ones (both sets halved), those of the ratio "
-    "ELBOs (sets weighted by level). Rewards are exact expectations. At this size nothing collapses: all arms but the clamped "
-    "one solve the task at every rate, and where a difference passes its standard error it is of no practical size. A full "
-    "solve of the regression does not bring the law of left-to-right unmasking nearer to the tilted policy: the score is "
-    "of random sets, and the law of one order."
+    "The start's expected reward is about .08. GDSD's scores are the released ones (both sets halved), those of the "
+    "ratio ELBOs (sets weighted by level). Rewards are exact expectations. At this size nothing collapses: all arms "
+    "but the clamped one solve the task at every rate, and where a difference passes its standard error it is of no "
+    "practical size. A full solve of the regression does not bring the law of left-to-right unmasking nearer to the "
+    "tilted policy: the score is of random sets, and the law of one order."
 )
 
 
@@ -241,7 +241,7 @@ CLAIM = Claim(
     slug="gdsd",
     statement="Regressing denoising scores on an advantage-tilted copy of themselves raises rewards without collapse "
     "at learning rates where an ELBO in GRPO's clipped ratio does not.",
-    refuted_if="over the shared rates the ELBO ratio collapses no more often than GDSD, and its reward at the end is as "
-    "high (GDSD's paired gain is within one standard error over seeds, or below)",
+    refuted_if="over the shared rates the ELBO ratio collapses no more often than GDSD, and its reward at the end is "
+    "as high (GDSD's paired gain is within one standard error over seeds, or below)",
     run=run,
 )

@@ -1,13 +1,14 @@
 """A masked-diffusion language model: it fills in a row of masks, surest first: `masked-diffusion[:key=value,...]`.
 
 A small transformer over pebble's tokens reads the prompt and, in both directions, L response positions, some of them
-masked, and gives a distribution at each. (The prompt does not see the response, so that its group shares it.) Sampling starts from L masks; each pass draws a token at every masked position and keeps the
-one that had most probability (low-confidence remasking, one block; LLaDA, arXiv 2502.09992), so that a response costs L
-passes. The text ends at the first `<eos>`; all L positions are choices and train.
+masked, and gives a distribution at each. (The prompt does not see the response, so that its group shares it.) Sampling
+starts from L masks; each pass draws a token at every masked position and keeps the one that had most probability
+(low-confidence remasking, one block; LLaDA, arXiv 2502.09992), so that a response costs L passes. The text ends at the
+first `<eos>`; all L positions are choices and train.
 
-A response has no likelihood at hand. What `score` gives as `logp` is a score of denoising: the trajectory's own mask draw
-(column `noise`, made with it, so that the current, the old and the reference policy see the same one) splits the response
-into two sets, and each token is scored once, from the input that masks its set and shows the other:
+A response has no likelihood at hand. What `score` gives as `logp` is a score of denoising: the trajectory's own mask
+draw (column `noise`, made with it, so that the current, the old and the reference policy see the same one) splits the
+response into two sets, and each token is scored once, from the input that masks its set and shows the other:
 
     logp_k = w_k log p(x_k | prompt, x with k's set masked)
 
@@ -168,7 +169,7 @@ class MaskedDiffusion(ModulePolicy):
         rows = [self.tokenizer(q.strip() + "\n", add_special_tokens=False)["input_ids"] for q in questions]
         for question, row in zip(questions, rows, strict=True):
             if not question.strip() or len(row) > LONGEST:
-                raise InputError(f"prompt {question[:60]!r} has {len(row)} tokens, expected some text, at most {LONGEST}")
+                raise InputError(f"prompt {question[:60]!r}: {len(row)} tokens, expected some text, at most {LONGEST}")
         width = max(map(len, rows))
         tokens = torch.tensor([[self.stop] * (width - len(r)) + r for r in rows])
         return tokens, torch.arange(width) >= width - torch.tensor([len(r) for r in rows])[:, None]

@@ -10,19 +10,19 @@ the reference policy share, and from its complement (`policies.masked_diffusion`
 
     L = mean_i (clamp(s - s_old) / L - psi A_i)^2 + beta / (2 L) (s - s_ref)^2,   clamp to [log(1 - e), log(1 + e)]
 
-A is the reward less the mean of the group's others, not divided by a deviation. This is the released code; the paper's form
-has neither the clamp nor 1 / L (`--set surrogate.clamp=none --set surrogate.per=0`). With e = 4e-4 a response that has
-moved by that much in its sum gets no more gradient until the old policy is refreshed: the first of the 8 passes is
+A is the reward less the mean of the group's others, not divided by a deviation. This is the released code; the paper's
+form has neither the clamp nor 1 / L (`--set surrogate.clamp=none --set surrogate.per=0`). With e = 4e-4 a response that
+has moved by that much in its sum gets no more gradient until the old policy is refreshed: the first of the 8 passes is
 REINFORCE, 2 psi / L times, with s for the log-likelihood, and the rest mostly wait.
 
-b(x_t) depends on x_t alone and cannot be had. Scores of centred logits (`--policy masked-diffusion:centred=true`) leave it
-out: where all responses are seen and A is centred evenly, the regression then ends at the tilted policy with loss 0,
+b(x_t) depends on x_t alone and cannot be had. Scores of centred logits (`--policy masked-diffusion:centred=true`) leave
+it out: where all responses are seen and A is centred evenly, the regression then ends at the tilted policy with loss 0,
 which log-softmax does not.
 
 Claim: rewards rise without collapse at rates where ELBOs in a ratio oscillate.
 
-OUR READING: one mask draw a response and batch, which all 8 passes share (the released code draws one for each pass). The
-released TLC passes its centred logits through log-softmax, which undoes them; here they are scored as they are.
+OUR READING: one mask draw a response and batch, which all 8 passes share (the released code draws one for each pass).
+The released TLC passes its centred logits through log-softmax, which undoes them; here they are scored as they are.
 """
 
 from surefoot.method import Home, Paper, Update
