@@ -44,7 +44,7 @@ present       | n t   | bool  | rollout | the step exists (chosen, or said by a 
 turn          | n t   | int   | rollout | index of the turn a step belongs to, from 0; -1 on padding
 prompt        | n     | int   | rollout | the prompt's index in its task
 group         | n     | int   | rollout | row of the prompt table: trajectories of one prompt in one batch share it
-noise         | n t   | bool  | rollout | the position is masked in the draw that scores it, not in its complement (diffusion)
+noise         | n t   | bool  | rollout | masked in the mask draw that scores it; false: in its complement
 seed          | n     | int   | rollout | the seed of the trajectory's own random stream
 prompt_tokens | m p   | int   | rollout | the prompts, one row a group, padded on the left
 prompt_mask   | m p   | bool  | rollout | false on the padding of prompt_tokens
