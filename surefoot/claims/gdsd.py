@@ -142,7 +142,7 @@ def learn(arm: str, seeds: Sequence[int], updates: int) -> Float[np.ndarray, "ra
             noise = sets(BATCH, streams).repeat(repeats, 1, 1)
             with torch.no_grad():
                 fixed = dict(old_logp=old.score(x, noise, weights), ref_logp=reference.score(x, noise, weights))
-            seen = batch.having(logp=model.score(x, noise, weights), **fixed)
+            seen = batch.having(None, None, logp=model.score(x, noise, weights), **fixed)
             terms = [part(seen) for part in (method.surrogate, *method.regularizers)]
             step(sum((common * t).sum() if t.ndim == 2 else (common.sum(1) * t).sum() for t in terms))
         if (update + 1) % method.reference.every == 0:  # pyright: ignore[reportAttributeAccessIssue]
@@ -209,7 +209,7 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
         for i, rate in enumerate(RATES):
             measured.append(over_seeds(f"reward at the end, rate {rate:g}, {arm}", end(curves)[i]))
     paired = (end(found["GDSD"]) - end(found["ELBO ratio"])).mean(0)
-    measured.append(over_seeds("reward at the end over all rates, GDSD less ELBO ratio", paired))
+    measured.append(over_seeds("reward at the end over all rates, GDSD less ELBO ratio", paired.tolist()))
     measured.append(over_seeds("KL from the tilted policy, before a full solve", gaps["centred"][0]))
     for name, (_, after) in gaps.items():
         measured.append(over_seeds(f"KL from the tilted policy, after a full solve, {name} scores", after))

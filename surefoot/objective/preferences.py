@@ -179,7 +179,7 @@ def robust_logistic(margin: Float[Tensor, "n"], flipped: float) -> Float[Tensor,
     return (logistic(margin) * (1 - flipped) - flipped * logistic(-margin)) / (1 - 2 * flipped)
 
 
-def square(margin: Float[Tensor, "n"], target: float) -> Float[Tensor, "n"]:
+def square(margin: Float[Tensor, "n"], target: float | Tensor) -> Float[Tensor, "n"]:
     """`(m - target)^2` (IPO, arXiv 2310.12036, eq. 17, with target `1 / (2 tau)`): margins are pulled to a value.
 
     >>> square(torch.tensor([0.0, 5.0]), 1 / (2 * 0.1))

@@ -157,7 +157,8 @@ class MaskedDiffusion(ModulePolicy):
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__", "AutoTokenizer")}
         self.tokenizer = AutoTokenizer.from_pretrained(SHIPPED["pebble"])
         super().__init__(Denoiser(len(self.tokenizer), length, width, layers), options, lr=lr)
-        self.length, self.weights, self.centred = length, weights, centred
+        self.length, self.centred = length, centred
+        self.weights: Weights = weights
         self.mask, self.stop = len(self.tokenizer), self.tokenizer.eos_token_id
 
     def encode(self, questions: Sequence[str]) -> tuple[Int[Tensor, "m p"], Bool[Tensor, "m p"]]:
