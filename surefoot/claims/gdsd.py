@@ -205,9 +205,9 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
         torch.set_num_threads(threads)
     measured: list[dict[str, Any]] = []
     for arm, curves in found.items():
-        measured.append(over_seeds(f"share of rates with a collapse, {arm}", collapsed(curves)))
+        measured.append(over_seeds(f"share of rates with a collapse, {arm}", collapsed(curves).tolist()))
         for i, rate in enumerate(RATES):
-            measured.append(over_seeds(f"reward at the end, rate {rate:g}, {arm}", end(curves)[i]))
+            measured.append(over_seeds(f"reward at the end, rate {rate:g}, {arm}", end(curves)[i].tolist()))
     paired = (end(found["GDSD"]) - end(found["ELBO ratio"])).mean(0)
     measured.append(over_seeds("reward at the end over all rates, GDSD less ELBO ratio", paired.tolist()))
     measured.append(over_seeds("KL from the tilted policy, before a full solve", gaps["centred"][0]))
