@@ -23,6 +23,8 @@ Claim: rewards rise without collapse at rates where ELBOs in a ratio oscillate.
 
 OUR READING: one mask draw a response and batch, which all 8 passes share (the released code draws one for each pass).
 The released TLC passes its centred logits through log-softmax, which undoes them; here they are scored as they are.
+The home is a lookup in two hops, a toy, for which the policy learns its start in seconds. Adam coasts on its momentum
+through the passes that the clamp silences.
 """
 
 from surefoot.method import Home, Paper, Update
@@ -45,8 +47,8 @@ GDSD = GRPO.but(
     update=Update(epochs=8, max_grad_norm=0.2),
     reference=Snapshot(every=64),
     home=Home(
-        policy="masked-diffusion:length=6",
-        task="rg:chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1",
-        train={"steps": 40, "final_samples": 8},
+        policy="masked-diffusion:length=5",
+        task="two-hop",
+        train={"lr": 1e-4, "steps": 120, "eval_every": 40, "final_samples": 8},
     ),
 )
