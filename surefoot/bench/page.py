@@ -96,6 +96,8 @@ def picture(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
             slope = found["slopes"][phase]
             axis.loglog(found["values"], found["seconds"][phase], marker="o", label=f"{label} ({slope:.2f})")
         axis.set_xlabel(found["axis"])
+        axis.set_xticks(found["values"], [f"{v:g}" for v in found["values"]])
+        axis.minorticks_off()
         axis.legend(fontsize=6)
     axes[0][0].set_ylabel("seconds of a step")
     figure.tight_layout()

@@ -48,7 +48,7 @@ def find(name: str) -> Path | str:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Weights load without a bar of transformers' own among the command's lines."""
+    """Weights are read and written without a bar of transformers' own among the command's lines."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -437,7 +437,8 @@ class CausalLM:
         model = self.model
         if hasattr(model, "get_base_model"):
             model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder)
+        with _no_progress_bar():
+            model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.value_head:
             save_file({n: p.detach().clone() for n, p in self.value_head.named_parameters()}, folder / HEAD)
