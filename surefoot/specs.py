@@ -6,8 +6,8 @@ import ast
 import importlib
 import inspect
 import re
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from surefoot.errors import InputError, nearest
@@ -42,11 +42,15 @@ def leading_options(text: str, where: str) -> tuple[dict[str, Any], str]:
     return read_options(text[: max(0, end - 1)], where), text[end:]
 
 
-def kinds(package: str) -> dict[str, ModuleType]:
-    """The kinds that live in a package: its modules with a function `load`, by name (`masked-diffusion`)."""
+@cache
+def kinds(package: str) -> dict[str, str]:
+    """The kinds that live in a package: its modules with a function `load`, by name (`masked-diffusion`).
+
+    Modules are named, not imported: a kind that nobody asked for costs nothing, and may lack what it needs.
+    """
     home = Path(importlib.import_module(package).__file__ or "").parent
     files = sorted(p for p in home.glob("[!_]*.py") if re.search(r"^def load\(", p.read_text(encoding="utf-8"), re.M))
-    return {p.stem.replace("_", "-"): importlib.import_module(f"{package}.{p.stem}") for p in files}
+    return {p.stem.replace("_", "-"): f"{package}.{p.stem}" for p in files}
 
 
 def call(function: Any, options: dict[str, Any], where: str, *args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def _made(kind: str, task: Any, options: dict[str, Any], spec: str) -> Policy:
     known = kinds(__name__)
     if kind not in known:
         raise InputError(f"policy {spec!r}: made by the kind {kind!r}, which this installation does not have")
-    return call(known[kind].load, options, f"policy {spec!r}", task)
+    return call(importlib.import_module(known[kind]).load, options, f"policy {spec!r}", task)
 
 
 __all__ = ["Policy", "load"]

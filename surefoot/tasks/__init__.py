@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def load(spec: str | Task, reward: str | RewardFunction | None = None) -> Task:
         return _REGISTERED[spec]() if spec in _REGISTERED else ReasoningGym(spec)
     kind, _, rest = spec.partition(":")
     if kind in kinds(__name__):
-        return kinds(__name__)[kind].load(rest)
+        return importlib.import_module(kinds(__name__)[kind]).load(rest)
     if spec.endswith((".jsonl", ".json", ".parquet")) or Path(spec).is_file():
         if not reward:
             raise InputError(f"task {spec!r}: a file needs a reward; give --reward exact, math or module:function")

@@ -54,7 +54,7 @@ def test_a_run_of_another_kind_resumes_bit_for_bit(page, tmp_path):
 def test_a_checkpoint_leads_back_to_its_kind(page, monkeypatch):
     import surefoot.policies as policies
 
-    monkeypatch.setattr(policies, "kinds", lambda package: {"thrower": page})
+    monkeypatch.setattr(policies, "kinds", lambda package: {"thrower": page.__name__})
     folder = sorted((page.result.folder / "checkpoints").iterdir())[-1]
     assert json.loads((folder / "policy.json").read_text())["kind"] == "thrower"
     again, states = load(str(folder)), torch.zeros(2, 1, 1)
