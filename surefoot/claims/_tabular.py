@@ -5,8 +5,9 @@ For claims about an algorithm: no language model in between, exact distributions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,3 +177,19 @@ def runs(run: Callable[[int], Any], seeds: Sequence[int]) -> list[Any]:
         return [run(seed) for seed in seeds]
     finally:
         torch.set_num_threads(threads)
+
+
+def draw_speed_and_entropy(stem: Path, found: Mapping[str, Sequence[Any]], batches: str, nats: str) -> Path:
+    """Success by batch, and entropy by success, of courses that have both; means over seeds. `stem` has no suffix."""
+    from surefoot.report.figures import COLOURS, canvas, save
+
+    with canvas(9.2, 3.6) as figure:
+        left, right = figure.subplots(1, 2)
+        for (name, courses), colour in zip(found.items(), COLOURS, strict=False):
+            success = np.mean([c.success for c in courses], axis=0)
+            left.plot(success, color=colour, label=name)
+            right.plot(success, np.mean([c.entropy for c in courses], axis=0), color=colour)
+        left.set(xlabel=batches, ylabel="success", title="Speed")
+        right.set(xlabel="success", ylabel=nats, title="Entropy at equal success")
+        left.legend(fontsize=7)
+        return save(figure, stem)[0]

@@ -16,7 +16,16 @@ import numpy as np
 import torch
 
 from surefoot.claims import Claim, Outcome, Size, Verdict
-from surefoot.claims._tabular import Table, entropy_at, learn, mean_and_spread, over_seeds, runs, trajectories
+from surefoot.claims._tabular import (
+    Table,
+    draw_speed_and_entropy,
+    entropy_at,
+    learn,
+    mean_and_spread,
+    over_seeds,
+    runs,
+    trajectories,
+)
 from surefoot.method import Method, Update
 from surefoot.methods.rlvr.bapo import BAPO, BalancedClip
 from surefoot.objective.advantages import Relative
@@ -59,7 +68,11 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
         measured.append(over_seeds(f"{JUDGED}: success after {EARLY} batches less that of {name}", gap))
     for level, gap in entropy.items():
         measured.append(over_seeds(f"{JUDGED}: entropy at success {level} less PPO's", gap))
-    pictures = [_draw(report, found)] if report else []
+    pictures = (
+        [draw_speed_and_entropy(report / "bapo", found, "batches, eight updates each", "answer entropy, nats")]
+        if report
+        else []
+    )
     return Outcome(verdict(list(ahead.values()), list(entropy.values())), measured, pictures, NOTES)
 
 
@@ -123,22 +136,6 @@ def _rows(name: str, found: Sequence[Course]) -> list[dict]:
         labels = ("lower bound, last update", "upper bound, last update", "searches that ended short")
         rows += [over_seeds(f"{name}: {label}", m) for label, m in zip(labels, means, strict=True)]
     return rows
-
-
-def _draw(folder: Path, found: dict[str, list[Course]]) -> Path:
-    """Success by batch, and entropy by success; means over seeds."""
-    from surefoot.report.figures import COLOURS, canvas, save
-
-    with canvas(9.2, 3.6) as figure:
-        left, right = figure.subplots(1, 2)
-        for (name, courses), colour in zip(found.items(), COLOURS, strict=False):
-            success = np.mean([c.success for c in courses], axis=0)
-            left.plot(success, color=colour, label=name)
-            right.plot(success, np.mean([c.entropy for c in courses], axis=0), color=colour)
-        left.set(xlabel="batches, eight updates each", ylabel="success", title="Speed")
-        right.set(xlabel="success", ylabel="answer entropy, nats", title="Entropy at equal success")
-        left.legend(fontsize=7)
-        return save(figure, folder / "bapo")[0]
 
 
 CLAIM = Claim(

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from surefoot.claims import Claim, Outcome, Size, Verdict
-from surefoot.claims._tabular import Table, entropy_at, learn, mean_and_spread, over_seeds, runs, trajectories
+from surefoot.claims._tabular import (
+    Table,
+    draw_speed_and_entropy,
+    entropy_at,
+    learn,
+    mean_and_spread,
+    over_seeds,
+    runs,
+    trajectories,
+)
 from surefoot.method import Method, Update
 from surefoot.methods.rlvr.nft import NFT, NegativeAware, Rated
 from surefoot.objective.advantages import Relative, even, inverse_deviation, spread
@@ -84,7 +93,11 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
     entropy = {level: _gap(found, FAIR, lambda c, x=level: entropy_at(c.success, c.entropy, x)) for level in LEVELS}
     measured += [over_seeds(f"NFT: mean success less that of {name}", gap) for name, gap in ahead.items()]
     measured += [over_seeds(f"NFT: entropy at success {x} less that of {FAIR}", gap) for x, gap in entropy.items()]
-    pictures = [_draw(report, found)] if report else []
+    pictures = (
+        [draw_speed_and_entropy(report / "nft", found, "batches, sixteen updates each", "entropy, nats")]
+        if report
+        else []
+    )
     return Outcome(verdict(apart, ahead[FAIR], ahead[GRPO_ARM], list(entropy.values())), measured, pictures, NOTES)
 
 
@@ -153,22 +166,6 @@ def _rows(name: str, found: Sequence[Course]) -> list[dict]:
         if np.isfinite(at).all():
             rows.append(over_seeds(f"{name}: entropy at success {level}", at))
     return rows
-
-
-def _draw(folder: Path, found: dict[str, list[Course]]) -> Path:
-    """Success by batch, and entropy by success; means over seeds."""
-    from surefoot.report.figures import COLOURS, canvas, save
-
-    with canvas(9.2, 3.6) as figure:
-        left, right = figure.subplots(1, 2)
-        for (name, courses), colour in zip(found.items(), COLOURS, strict=False):
-            success = np.mean([c.success for c in courses], axis=0)
-            left.plot(success, color=colour, label=name)
-            right.plot(success, np.mean([c.entropy for c in courses], axis=0), color=colour)
-        left.set(xlabel="batches, sixteen updates each", ylabel="success", title="Speed")
-        right.set(xlabel="success", ylabel="entropy, nats", title="Entropy at equal success")
-        left.legend(fontsize=7)
-        return save(figure, folder / "nft")[0]
 
 
 CLAIM = Claim(
