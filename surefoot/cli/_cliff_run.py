@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from surefoot.errors import InputError, nearest
+from surefoot.files import write_aside
 from surefoot.stability import policies, tables
 from surefoot.stability.analysis import ITEMS, Analysis, Question, analyse
 from surefoot.stability.bridge import Beside, bridge, summarise
@@ -240,9 +241,7 @@ def write(found: Analysis, beside: Sequence[Beside], folder: Path, lead: str, ou
     """The report folder: report.html and analysis.json."""
     from surefoot.report import cliff as drawn
 
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(found, beside, lead), indent=1, allow_nan=False)
-    (out / "analysis.json").write_text(text, encoding="utf-8")
+    write_aside(out / "analysis.json", json.dumps(as_json(found, beside, lead), indent=1, allow_nan=False).encode())
     sections = [
         (f"{item}. {ITEMS[item]}", drawn.table(HEADER, [cells(e) for e in found.run if e.item == item]))
         for item in range(1, len(ITEMS))

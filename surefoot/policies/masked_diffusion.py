@@ -29,11 +29,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from surefoot.cache import cache_folder
 from surefoot.errors import InputError
+from surefoot.files import write_aside
 from surefoot.policies.base import ModulePolicy, generator
 from surefoot.policies.causal_lm import SHIPPED
 from surefoot.rollout.native import Sampling, draw, log_distribution, uniforms
@@ -293,9 +294,6 @@ def load(
         path = cache_folder() / "diffusion" / f"{hashlib.sha256(made.encode()).hexdigest()[:12]}.safetensors"
         if not path.is_file():
             policy.fit(task, steps, batch, rate, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".tmp")
-            save_file(policy.model.state_dict(), aside)
-            aside.rename(path)
+            write_aside(path, save(policy.model.state_dict()))
     policy.model.load_state_dict(load_file(path))
     return policy

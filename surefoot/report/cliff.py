@@ -13,7 +13,7 @@ from surefoot.exact import cliff
 from surefoot.exact.cliff import Cliff, Stabiliser
 from surefoot.report.figures import COLOURS, QUIET, canvas, save
 from surefoot.stability.tables import Problem
-from surefoot.training.files import write_aside
+from surefoot.files import write_aside
 
 HERE = Path(__file__).parent
 EXTRA = """
@@ -128,7 +128,6 @@ def page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, str]])
 {cards}
 </main></body></html>
 """
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, text.encode("utf-8"))
     return path
 

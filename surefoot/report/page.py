@@ -9,7 +9,7 @@ from pathlib import Path
 
 from surefoot.errors import InputError
 from surefoot.report.data import read_run
-from surefoot.training.files import write_aside
+from surefoot.files import write_aside
 
 HERE = Path(__file__).parent
 
@@ -32,7 +32,6 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Pat
         run["name"] = name
     home = folders[0] if len(folders) == 1 else folders[0].resolve().parent
     path = Path(out) if out else home / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, render(runs).encode("utf-8"))
     return path
 

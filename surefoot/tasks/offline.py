@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from surefoot.cache import cache_folder
 from surefoot.errors import InputError, nearest
+from surefoot.files import write_aside
 from surefoot.rollouts import Rollouts
 from surefoot.specs import call, read_options
 from surefoot.tasks.base import Problem
@@ -84,10 +85,7 @@ class Offline(Gym):
         stem = f"{env}-{quality}-{size}-{search}-{noise}-{steps}".replace("/", "--")
         self.path = cache_folder() / "offline" / f"{stem}.safetensors"
         if not self.path.is_file():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            aside = self.path.with_suffix(f".{np.random.default_rng().integers(2**32)}.tmp")
-            save_file(collect(self, quality, size, search, noise), aside)
-            aside.rename(self.path)
+            write_aside(self.path, save(collect(self, quality, size, search, noise)))
         self.data = load_file(self.path)
         self.train = Transitions(len(self.data["reward"]))
         returns = self.data["returns"]

@@ -22,7 +22,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from surefoot.cache import cache_folder
 from surefoot.errors import InputError
+from surefoot.files import write_aside
 from surefoot.rollout.native import Sampling
 from surefoot.rollouts import Rollouts
 from surefoot.specs import call, read_options
@@ -154,17 +156,13 @@ def made(
 ) -> Path:
     """The cached file of such pairs, made first if it is not there (`make_pairs`)."""
     from surefoot import policies
-    from surefoot.policies.causal_lm import cache_folder
 
     asked = {"base": base.name, "pairs": pairs, "policy": policy, "samples": samples, "seed": seed, "flipped": flipped}
     digest = hashlib.blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()
     path = cache_folder() / "prefs" / f"{digest}.jsonl"
     if not path.is_file():
         rows = make_pairs(policies.load(policy, base), base, pairs, samples, seed, flipped)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows), encoding="utf-8")
-        aside.rename(path)
+        write_aside(path, "".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows).encode())
     return path
 
 

@@ -22,20 +22,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from surefoot.errors import InputError
+from surefoot.files import make_folder
 from surefoot.method import Method
-from surefoot.training.files import sync_tree
 from surefoot.training.trainer import Trainer
 
 
 def save(trainer: Trainer, folder: Path, keep: int = 3) -> Path:
     """Write `folder/step-N`; the oldest beyond `keep` are removed after the new one is in place."""
-    final = folder / f"step-{trainer.step:06d}"
-    if final.exists():
-        return final
-    aside = folder / f".tmp-{final.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+
+    def fill(aside: Path) -> None:
         trainer.policy.save(aside)
         tensors: dict[str, torch.Tensor] = {}
         state = {
@@ -51,11 +46,8 @@ def save(trainer: Trainer, folder: Path, keep: int = 3) -> Path:
         (aside / "trainer.json").write_text(json.dumps(state))
         digests = {p.name: _digest(p) for p in sorted(aside.iterdir())}
         (aside / "manifest.json").write_text(json.dumps(digests, indent=1))
-        sync_tree(aside)
-        aside.rename(final)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+
+    final = make_folder(folder / f"step-{trainer.step:06d}", fill)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final

@@ -22,7 +22,7 @@ import tomli_w
 
 from surefoot.errors import InputError
 from surefoot.rollouts import Rollouts
-from surefoot.training.files import write_aside
+from surefoot.files import write_aside
 
 BLOCK = 10  # steps in one Parquet file
 
@@ -103,9 +103,8 @@ class Run:
             [pa.table(rows_of(b["step"], b["batch"])) for b in self._block], promote_options="permissive"
         )
         path = self.folder / "rollouts" / f"step-{self._block_end:06d}.parquet"
-        aside = path.with_suffix(".tmp")
-        pq.write_table(table, aside, compression="zstd")
-        aside.rename(path)
+        pq.write_table(table, whole := pa.BufferOutputStream(), compression="zstd")
+        write_aside(path, whole.getvalue().to_pybytes())
         self._block = []
 
     def rewind(self, step: int) -> None:

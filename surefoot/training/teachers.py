@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from surefoot import policies
-from surefoot.policies.causal_lm import cache_folder
+from surefoot.cache import cache_folder
+from surefoot.files import make_folder
 from surefoot.specs import call, read_options
 
 
@@ -33,17 +33,12 @@ def trained(task: Any, method: str = "grpo", policy: str = "pebble", steps: int 
     made_from = {"task": task.name, "method": method, "policy": policy, "steps": steps, "seed": seed}
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:8]
     folder = cache_folder() / "teachers" / f"{Path(policy).name}-{method}-{steps}-{digest}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def fill(aside: Path) -> None:
         silent = {"train.final_problems": 0, "train.eval_every": 0, "train.log_rollouts": False}
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            out = Path(scratch) / "run"
-            made = train(
-                policy, task, method, steps=steps, seed=seed, out=out, set=silent, progress=False, report=False
-            )
-            aside = Path(scratch) / "policy"
-            aside.mkdir()
-            made.policy.save(aside)
-            (aside / "made.json").write_text(json.dumps(made_from, indent=1))
-            aside.rename(folder)
-    return policies.load(str(folder), task)
+        out = aside.parent / "run"
+        made = train(policy, task, method, steps=steps, seed=seed, out=out, set=silent, progress=False, report=False)
+        made.policy.save(aside)
+        (aside / "made.json").write_text(json.dumps(made_from, indent=1))
+
+    return policies.load(str(make_folder(folder, fill)), task)

@@ -13,12 +13,15 @@ def test_a_local_folder_is_converted_once_and_found_by_its_name(tmp_path, monkey
     source = tmp_path / "source"
     tiny_llama(vocab=104).save_pretrained(source)
     build().save_pretrained(source)
-    monkeypatch.setattr(fetch, "_from_hub", lambda name, scratch, out: fetch._convert(name, source, {}, out))
+    monkeypatch.setattr(fetch, "_from_hub", lambda name, out: fetch._convert(name, source, {}, out))
     folder = fetch.fetch("somebody/tiny")
     assert (folder / "model.safetensors").is_file() and causal_lm.find(folder.name) == folder
     monkeypatch.setattr(fetch, "_from_hub", None)
     assert fetch.fetch("somebody/tiny") == folder
     assert causal_lm.CausalLM.load(folder.name).context == 128
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match="holds no config.json"):
+        fetch.fetch("somebody/tiny")
 
 
 def test_unknown_names(tmp_path, monkeypatch):
