@@ -11,9 +11,9 @@ import numpy as np
 
 from surefoot.exact import cliff
 from surefoot.exact.cliff import Cliff, Stabiliser
+from surefoot.files import write_aside
 from surefoot.report.figures import COLOURS, QUIET, canvas, save
 from surefoot.stability.tables import Problem
-from surefoot.files import write_aside
 
 HERE = Path(__file__).parent
 EXTRA = """

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surefoot.errors import InputError
-from surefoot.report.data import read_run
 from surefoot.files import write_aside
+from surefoot.report.data import read_run
 
 HERE = Path(__file__).parent
 

@@ -21,8 +21,8 @@ from typing import Any
 import tomli_w
 
 from surefoot.errors import InputError
-from surefoot.rollouts import Rollouts
 from surefoot.files import write_aside
+from surefoot.rollouts import Rollouts
 
 BLOCK = 10  # steps in one Parquet file
 
