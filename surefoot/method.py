@@ -351,7 +351,7 @@ def _read_one(value: Any, hint: Any, where: str) -> Any:
     if hint is str:
         return str(value)
     if origin in (tuple, list):
-        items = value.split(",") if isinstance(value, str) else value
+        items = (value.split(",") if value else ()) if isinstance(value, str) else value
         kinds = get_args(hint)
         inner = kinds[0] if kinds else Any
         read = [

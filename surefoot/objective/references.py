@@ -76,7 +76,7 @@ class Soup(Start):
     Weights that were trained apart from the first step on do not average to anything: permuted units cancel out.
 
     Attributes:
-        of: specifications of the others: folders, names (`policies.load`).
+        of: specifications of the others: folders, names, `trained:steps=8` (`training.teachers`).
         share: weight of the start; the others share the rest evenly.
     """
 

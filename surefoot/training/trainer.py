@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surefoot import policies
 from surefoot.errors import InputError
 from surefoot.method import BATCH_SLOTS, UPDATE_SLOTS, Method
 from surefoot.objective.references import weights
@@ -22,6 +21,7 @@ from surefoot.rollout.prompts import Request
 from surefoot.rollouts import LIVE, Rollouts
 from surefoot.tasks import play
 from surefoot.tasks.base import Task
+from surefoot.training import teachers
 from surefoot.training.guards import check_column, check_gradient, check_loss
 from surefoot.training.settings import Settings
 from surefoot.training.signals import Signals, require
@@ -64,7 +64,7 @@ class Trainer:
         if {"value", "old_value", "next_value", "old_next_value"} & set(self.method.readers()):
             self.policy.critic()
         if {"ref_logp", "ref_logits", "old_kl", "now_kl"} & set(self.method.readers()):
-            self._reference = self.method.reference(self.policy, lambda spec: policies.load(spec, self.task))
+            self._reference = self.method.reference(self.policy, self._another)
         statistics = self.method.statistics()
         self.signals = Signals(
             self.policy, reference=lambda: self._reference, teacher=self.teacher, statistics=statistics
@@ -81,6 +81,9 @@ class Trainer:
         self.optimizer = self.method.update.optimizer(
             groups, names, lr=self.peak_lr, betas=(s.beta1, s.beta2), weight_decay=s.weight_decay
         )
+
+    def _another(self, spec: str) -> Any:
+        return teachers.load(spec, self.task, of=getattr(self.policy, "name", "pebble"))
 
     def _live_columns(self) -> set[str]:
         return {c for c in self.method.readers(*UPDATE_SLOTS) if c in LIVE} | {"logp"}

@@ -10,7 +10,7 @@ from surefoot.methods.rlvr.ppo import PPO
 from surefoot.methods.rlvr.salsa import SALSA
 from surefoot.objective.credit import GAE, gae
 from surefoot.objective.divergences import REVERSE_KL, f_divergence
-from surefoot.objective.references import Soup, Start
+from surefoot.objective.references import Soup, Start, weights
 from surefoot.pretraining.tokenizer import build
 from surefoot.rollout.prompts import Uniform
 from surefoot.rollouts import Rollouts
@@ -95,6 +95,20 @@ def test_all_of_the_start_or_a_twin_of_it_is_ppo(tmp_path):
     mixed, trainer = _run(SMALL.but(reference=Soup(of=(other,))))
     assert mixed[-1]["loss"] != pytest.approx(ppo[-1]["loss"], rel=1e-2), "the anchor matters"
     assert all(p.grad is None for p in trainer._reference.model.parameters()), "the soup gets no gradient"
+
+
+def test_the_second_ingredient_is_trained_from_the_start_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUREFOOT_CACHE", str(tmp_path / "cache"))
+    policy = tiny_policy()
+    policy.name = str(tmp_path / "start")
+    policy.save(tmp_path / "start")
+    method = SMALL.but(reference=Soup(of=("trained:method=reinforce,steps=3",)))
+    trainer = Trainer(policy, digits_task(), method, Settings())
+    (made,) = (tmp_path / "cache" / "teachers").iterdir()
+    own, other, soup = (dict(weights(p)) for p in (policy, policies.load(str(made)), trainer._reference))
+    assert any(not torch.equal(own[name], other[name]) for name in own)
+    for name in own:
+        torch.testing.assert_close(soup[name], (own[name] + other[name]) / 2)
 
 
 def test_permuted_units_keep_the_function_and_spoil_the_soup(tmp_path):

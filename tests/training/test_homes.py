@@ -57,10 +57,10 @@ def test_a_method_runs_at_home_and_goes_on(slug, cache, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize(
     ("slug", "message"),
-    [("salsa", "--set reference.of=FOLDER"), ("rm-ensembles", "--task scored:by=")],
+    [("salsa --set reference.of=", "--set reference.of=FOLDER"), ("rm-ensembles", "--task scored:by=")],
 )
 def test_a_method_that_needs_more_says_what_to_give(slug, message, tmp_path, capsys):
     few = ["--set", "prompts.prompts=2", "--set", "update.minibatches=1", "--set", "train.final_problems=0"]
-    assert main(["train", "--method", slug, *few, "--quiet", "--out", str(tmp_path / "run")]) == 2
+    assert main(["train", "--method", *slug.split(), *few, "--quiet", "--out", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert message in err and len(err.strip().splitlines()) == 1

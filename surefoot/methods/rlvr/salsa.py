@@ -10,7 +10,9 @@ The optimum is pi_soup exp(r / beta) / Z, worth J* = beta log Z. Where logits ar
 normalised geometric mean of the two policies. a = 1, or two equal policies, is PPO.
 
 OUR READING (the abstract is what is public): equal weights; training starts from theta_1, so that the anchor alone
-changes; beta = .05. `--set reference.of=FOLDER` names theta_2, and `reference.share` is a.
+changes; beta = .05. The paper's two policies are supervised fine-tunings with different seeds; unless
+`--set reference.of=FOLDER` names theta_2, it is theta_1 after 8 steps of GRPO on the task, made once and kept in the
+cache, so that the anchor has seen more rewards than theta_1. `reference.share` is a.
 
 Claim: the soup is the better anchor: the same penalty leaves room for a higher reward.
 """
@@ -30,5 +32,5 @@ SALSA = PPO.but(
     ),
     reward=KLInReward(coef=0.05),
     advantage=GAE(stepwise=True),
-    reference=Soup(),
+    reference=Soup(of=("trained:steps=8",)),
 )
