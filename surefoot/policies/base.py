@@ -35,12 +35,14 @@ class Policy(Protocol):
     Attributes:
         kind: the name of its file.
         live: the live columns that `score` can give.
+        unit: what its steps are, in the plural, for reports.
         suggested_lr: a learning rate to start from.
     """
 
     kind: str
     name: str
     live: tuple[str, ...]
+    unit: str
 
     @property
     def suggested_lr(self) -> float: ...
@@ -73,6 +75,7 @@ class ModulePolicy:
 
     kind: ClassVar[str] = "module"
     live: ClassVar[tuple[str, ...]] = ("logp",)
+    unit: ClassVar[str] = "steps"
     engine_exact = True
 
     def __init__(self, model: nn.Module, options: Mapping[str, Any], name: str | None = None, lr: float = 1e-3):
@@ -123,7 +126,7 @@ class ModulePolicy:
     def describe(self) -> dict[str, Any]:
         """Facts for the report."""
         count = sum(p.numel() for p in self.model.parameters())
-        return {"kind": self.kind, "name": self.name, "parameters": count}
+        return {"kind": self.kind, "name": self.name, "unit": self.unit, "parameters": count}
 
 
 def refuse_unknown(policy: Any, want: Collection[str]) -> None:

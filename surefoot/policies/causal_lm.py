@@ -71,6 +71,7 @@ class CausalLM:
     """
 
     kind = "causal-lm"
+    unit = "tokens"
     live = ("logp", "entropy", "collision", "value", "logits", "hidden")
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "model", fast: bool = True):
@@ -448,6 +449,7 @@ class CausalLM:
         return {
             "kind": self.kind,
             "name": self.name,
+            "unit": self.unit,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "trained": sum(p.numel() for p in self.parameters()),
             "context": self.context,

@@ -135,7 +135,7 @@ class Flow(ModulePolicy):
         shift: steps are uniform in u with t = shift u / (1 + (shift - 1) u); 1 is uniform in t.
     """
 
-    kind, live = "flow", ("logp", "mean")
+    kind, live, unit = "flow", ("logp", "mean"), "denoising steps"
     engine_exact = False  # a batch of another size may round otherwise, and ratios are clipped within 1e-3
 
     def __init__(

@@ -52,7 +52,7 @@ class Gaussian(ModulePolicy):
         critics: number of action-value networks; 0 for none.
     """
 
-    kind = "gaussian"
+    kind, unit = "gaussian", "actions"
     live: tuple[str, ...]  # pyright: ignore[reportIncompatibleVariableOverride]  (it depends on the networks)
     model: Any  # a ModuleDict, whose entries are found by name
 

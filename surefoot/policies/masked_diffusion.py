@@ -135,7 +135,7 @@ class MaskedDiffusion(ModulePolicy):
         centred: score logits less their mean over the vocabulary, detached, in place of log-probabilities.
     """
 
-    kind, live = "masked-diffusion", ("logp",)
+    kind, live, unit = "masked-diffusion", ("logp",), "tokens"
     engine_exact = False  # what sampling records is the chance of each token when it was filled in
     likelihood = False  # sums of `logp` are no log-likelihoods
 

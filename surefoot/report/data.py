@@ -31,6 +31,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not (folder / "config.toml").is_file() and not (folder / "metrics.jsonl").is_file():
         raise InputError(f"{str(folder)!r} is not a run folder: it has neither config.toml nor metrics.jsonl")
     text, config = read_config(folder)
+    events = read_lines(folder / "events.jsonl")
     metrics, timings = read_lines(folder / "metrics.jsonl"), read_lines(folder / "timings.jsonl")
     return finite(
         {
@@ -39,10 +40,11 @@ def read_run(folder: Path) -> dict[str, Any]:
             "toml": text,
             "curves": curves(metrics) | {f"time.{k}": v for k, v in curves(timings).items()},
             "steps": len(metrics),
+            "unit": next((e["policy"]["unit"] for e in events if "unit" in e.get("policy", ())), "steps"),
             "tokens": sum(m.get("tokens") or 0 for m in metrics),
             "seconds": sum(t.get("total") or 0 for t in timings),
             "evaluation": read_evaluation(folder),
-            "events": read_lines(folder / "events.jsonl"),
+            "events": events,
             "rewards": read_rewards(folder),
             "pictures": read_pictures(folder),
         }

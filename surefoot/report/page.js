@@ -5,13 +5,17 @@ const {runs} = JSON.parse(document.getElementById("data").textContent);
 const several = runs.length > 1;
 let chosen = runs[0], smooth = true;
 
+// What a step is, as the policies say it: tokens, actions ... (a token is a step too, where several runs differ).
+const unit = runs.every((run) => run.unit === runs[0].unit) ? runs[0].unit : "steps", one = unit.slice(0, -1);
+const started = (words) => words[0].toUpperCase() + words.slice(1);
+
 const SHARES = /^(correct|truncated|zero_groups|clipped.*|heldout\.pass@.*)$/;
 const NAMES = {
   "heldout.pass@1": "Held-out accuracy", reward: "Reward", reward_std: "Spread of rewards",
-  correct: "Correct in training", entropy: "Entropy (nats per token)", kl: "KL divergence",
-  length: "Response length (tokens)", grad_norm: "Gradient norm",
+  correct: "Correct in training", entropy: `Entropy (nats per ${one})`, kl: "KL divergence",
+  length: `${unit === "tokens" ? "Response length" : "Length"} (${unit})`, grad_norm: "Gradient norm",
   loss: "Loss", clipped: "Clipped steps", truncated: "Cut at the length limit", zero_groups: "Groups without signal",
-  lr: "Learning rate", "time.tokens_per_s": "Tokens a second", "time.total": "Seconds a step",
+  lr: "Learning rate", "time.tokens_per_s": `${started(unit)} a second`, "time.total": "Seconds a step",
 };
 const HIDDEN = /^(heldout\.n|time\.(rollout|score|update|other|tokens)|tokens)$/;
 
@@ -112,8 +116,8 @@ function numbersTable() {
   return card(el("h2", {}, "Evaluation"),
     table(["", ...columns.map(([name]) => `#${name}`)],
       rows.map(([name, e]) => [name, ...columns.map(([, show]) => show(e) || "–")])),
-    el("p", {class: "soft small"}, "ECE and AUC set the likelihood per token against correctness; entropy in " +
-      "nats per token, estimated from samples."));
+    el("p", {class: "soft small"}, `ECE and AUC set the likelihood per ${one} against correctness; entropy in ` +
+      `nats per ${one}, estimated from samples.`));
 }
 
 function facts(run) {
@@ -121,9 +125,9 @@ function facts(run) {
   const minutes = run.seconds >= 120 ? `${(run.seconds / 60).toFixed(1)} min` : `${run.seconds.toFixed(0)} s`;
   const alarms = run.events.filter((e) => e.kind === "alarm").length;
   const shown = [["Method", c.method?.name], ["Policy", c.policy], ["Task", c.task], ["Steps", number(run.steps)],
-    ["Seed", t.seed], ["Tokens generated", run.tokens ? number(run.tokens) : null],
+    ["Seed", t.seed], [`${started(run.unit)} in all`, run.tokens ? number(run.tokens) : null],
     ["Training time", run.seconds ? minutes : null],
-    ["Tokens a second", run.seconds && run.tokens ? number(run.tokens / run.seconds) : null],
+    [`${started(run.unit)} a second`, run.seconds && run.tokens ? number(run.tokens / run.seconds) : null],
     ["Alarms", String(alarms)]];
   return card(several ? el("h2", {}, run.name) : el("h2", {}, "The run"),
     el("dl", {class: "facts"}, ...shown.filter(([, v]) => v != null && v !== "").map(([k, v]) =>
@@ -258,7 +262,7 @@ function groupDetail(group) {
   const rows = [...group.rows].sort((a, b) => b[0] - a[0]).map(([reward, right, length, text]) =>
     [number(reward), verdict(right), number(length), el("pre", {}, text)]);
   return card(el("p", {class: "question"}, group.question.trim()), reference(group.answer),
-    table(["#Reward", "", "#Tokens", "Completion"], rows, "texts"));
+    table(["#Reward", "", `#${started(chosen.unit)}`, "Completion"], rows, "texts"));
 }
 
 function stepOfRewards(redraw) {

@@ -109,7 +109,8 @@ def train(
     trainer = made.trainer()
     folder = Path(out) if out else default_folder(chosen.name, settings.seed)
     run = Run.create(folder, made.config(reward))
-    run.event(0, "start", f"surefoot {surefoot.__version__}, torch {torch.__version__}")
+    versions = f"surefoot {surefoot.__version__}, torch {torch.__version__}"
+    run.event(0, "start", versions, policy=trainer.policy.describe())
     return _run(trainer, run, progress, report)
 
 
@@ -191,7 +192,7 @@ class _Made:
 
 def _run(trainer: Trainer, run: Run, progress: bool, report: bool) -> Result:
     s, folder = trainer.settings, run.folder / "checkpoints"
-    live = Live(s.steps, trainer.step, progress)
+    live = Live(s.steps, trainer.step, progress, trainer.policy.unit)
     say = live.say
     say(
         f"[bold]{trainer.method.name}[/bold] on {trainer.task.name} with {getattr(trainer.policy, 'name', 'policy')}"

@@ -1,4 +1,4 @@
-"""The live line of a run: step, reward, held-out accuracy, entropy, KL, tokens a second, time left."""
+"""The live line of a run: step, reward, held-out accuracy, entropy, KL, tokens (actions ...) a second, time left."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _FIELDS = (
     ("heldout", "held-out"),
     ("entropy", "entropy"),
     ("kl", "KL"),
-    ("tokens_per_s", "tok/s"),
 )
 
 
 class Live:
     """A progress bar on a terminal; elsewhere, one line at each held-out evaluation."""
 
-    def __init__(self, total: int, done: int = 0, enabled: bool = True):
+    def __init__(self, total: int, done: int = 0, enabled: bool = True, unit: str = "tokens"):
+        self.fields = (*_FIELDS, ("tokens_per_s", f"{'tok' if unit == 'tokens' else unit}/s"))
         self.console = Console(stderr=True)
         self.enabled, self.bar = enabled, None
         self.shown: dict[str, Any] = {}
@@ -62,7 +62,7 @@ class Live:
         if fresh:
             self.shown["heldout"] = shown(dict([fresh]), fresh[0])
         texts = {k: v if isinstance(v, str) else _format(k, v) for k, v in self.shown.items()}
-        line = "  ".join(f"{label} {texts[key]}" for key, label in _FIELDS if key in texts)
+        line = "  ".join(f"{label} {texts[key]}" for key, label in self.fields if key in texts)
         if self.bar:
             self.bar.update(self.row, completed=step, line=line)
         elif self.enabled and (fresh is not None or step == self.total):

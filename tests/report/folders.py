@@ -21,6 +21,7 @@ def make_run(
     k: int = 4,
     rollouts: bool = True,
     evaluation: bool = True,
+    unit: str = "tokens",
 ) -> Path:
     """A run whose accuracy climbs from 0.4 to `final`."""
     rng = np.random.default_rng(seed)
@@ -64,7 +65,13 @@ def make_run(
     lines(
         folder / "events.jsonl",
         [
-            {"step": 0, "kind": "start", "message": "surefoot 0.1.0", "time": "2026-11-24T12:00:00"},
+            {
+                "step": 0,
+                "kind": "start",
+                "message": "surefoot 0.1.0",
+                "time": "2026-11-24T12:00:00",
+                "policy": {"unit": unit},
+            },
             {"step": 20, "kind": "alarm", "message": "entropy fell by half", "time": "2026-11-24T12:01:00"},
             {"step": steps, "kind": "end", "message": "trained for 40.0 s", "time": "2026-11-24T12:02:00"},
         ],

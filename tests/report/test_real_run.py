@@ -16,6 +16,13 @@ SMALL = {
 }
 
 
+def test_steps_are_called_what_the_policy_calls_them(tmp_path):
+    few = {**SMALL, "train.final_problems": 0, "train.eval_every": 0}
+    made = sf.train("gaussian", "gym:Pendulum-v1:steps=4", "ppo", steps=1, out=tmp_path, set=few, progress=False)
+    (run,) = data_of(made.folder / "report.html")["runs"]
+    assert run["unit"] == "actions" and run["tokens"] == 2 * 4 * 4
+
+
 def test_everything_of_a_real_run_arrives_on_its_page(tmp_path):
     folder = sf.train(
         tiny_policy(), digits_task(length=4), "grpo", steps=2, out=tmp_path / "run", set=SMALL, progress=False
@@ -42,4 +49,4 @@ def test_everything_of_a_real_run_arrives_on_its_page(tmp_path):
         record = run["evaluation"][when]
         assert record["n"] == 4 and {"pass@1", "pass@2", "maj@2", "pass@1_interval", "samples"} <= set(record)
         assert len(record["samples"]) == 4
-    assert [e["kind"] for e in run["events"]][0] == "start"
+    assert [e["kind"] for e in run["events"]][0] == "start" and run["unit"] == "tokens"

@@ -146,7 +146,7 @@ def test_every_tab_in_a_real_browser(tmp_path, opened):
     panel = page.get_by_role("tabpanel")
     assert f"{100 * evaluation['after']['pass@1']:.1f}%" in panel.inner_text()
     assert "64 held-out problems" in panel.inner_text() and "pebble" in panel.inner_text()
-    assert re.search(r"Seed\s+0", panel.inner_text())
+    assert re.search(r"Seed\s+0", panel.inner_text()) and re.search(r"Tokens in all\s+120", panel.inner_text())
     assert panel.locator("svg circle").count() >= 6
     photograph(page, "overview")
 
@@ -199,6 +199,16 @@ def test_every_tab_in_a_real_browser(tmp_path, opened):
     assert panel.locator("tbody tr").count() == 3 and "entropy fell by half" in panel.inner_text()
     page.keyboard.press("Home")  # arrow keys move between tabs
     assert page.get_by_role("tab", name="Overview").get_attribute("aria-selected") == "true"
+
+
+def test_a_run_whose_steps_are_no_tokens_does_not_speak_of_tokens(tmp_path, opened):
+    page = opened(report([make_run(tmp_path / "control", unit="actions")]))
+    assert re.search(r"Actions in all\s+120", page.get_by_role("tabpanel").inner_text())
+    panel = open_tab(page, "Curves")
+    for name in ("Entropy (nats per action)", "Length (actions)", "Actions a second"):
+        assert name in panel.inner_text()
+    for tab in ("Curves", "Rewards", "Events"):
+        assert "oken" not in open_tab(page, tab).inner_text()
 
 
 def test_several_runs_overlay_in_dark_on_a_phone(tmp_path, opened):
