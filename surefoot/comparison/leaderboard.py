@@ -11,6 +11,7 @@ Tuning looks at training problems alone, so the held-out problems of the compari
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -252,7 +253,9 @@ def _job(plan: Plan, method: str, task: str, lr: float, seed: int, folder: Path)
 
 
 def _folder(task: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in task)[:60]
+    """A folder name of its own for each task: what is folded or cut from any but the usual ones, a digest tells."""
+    name = "".join(c if c.isalnum() else "-" for c in task)[:60]
+    return name if task in TASKS else f"{name[:51]}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
 
 
 def _entry(task: str, lr: float, row: Any, folders: Sequence[Path]) -> Entry:

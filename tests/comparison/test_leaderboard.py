@@ -99,3 +99,16 @@ def test_another_plan_in_the_same_folder_and_unknown_methods_are_refused(found, 
         L.leaderboard(replace(PLAN, steps=21), out, progress=False)
     assert main(["leaderboard", "grppo", "--out", str(out / "no")]) == 2
     assert "did you mean 'grpo'" in capsys.readouterr().err
+
+
+def test_each_task_has_a_folder_of_its_own():
+    usual = [
+        "rg-chain-sum-min-terms-2-max-terms-4-min-digits-2-max-digits",
+        "rg-gcd-min-value-2-max-value-60",
+        "rg-letter-counting-min-words-1-max-words-3",
+    ]
+    assert [L._folder(t) for t in L.TASKS] == usual, "leaderboards that are there go on"
+    others = [*L.TASKS, TASK[:-1] + "3", TASK + ",size=9", "a/b.jsonl", "a-b.jsonl", "rg:gcd:n=1", "rg:gcd:n-1"]
+    names = [L._folder(t) for t in others]
+    assert len(set(names)) == len(others) and all(len(n) <= 60 for n in names)
+    assert len({n.lower() for n in names}) == len(others), "also where case does not count"
