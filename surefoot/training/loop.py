@@ -94,7 +94,7 @@ def train(
         out: the run folder; a fresh one under `runs/` by default.
 
     Raises:
-        InputError: bad input, before anything is written.
+        InputError: bad input. Where no step was written yet, there is no run folder left.
         GuardStop: a number that is not finite; a checkpoint is kept.
         Interrupted: Ctrl-C; a checkpoint is kept.
     """
@@ -102,6 +102,8 @@ def train(
 
     chosen = methods.find(method) if isinstance(method, str) else method
     home = chosen.home
+    if out:
+        Run.check_free(Path(out))
     base = Settings(**_settings({**home.train, "seed": seed} | ({} if steps is None else {"steps": steps})))
     chosen, settings = apply_overrides(chosen, base, set or {})
     task, policy = tasks.load(task or home.task or tasks.DEFAULT, reward), policy or home.policy
@@ -111,7 +113,11 @@ def train(
     run = Run.create(folder, made.config(reward))
     versions = f"surefoot {surefoot.__version__}, torch {torch.__version__}"
     run.event(0, "start", versions, policy=trainer.policy.describe())
-    return _run(trainer, run, progress, report)
+    try:
+        return _run(trainer, run, progress, report)
+    except InputError:  # many a part finds only in the first batch that a reward or column is not there
+        run.forget_unless_begun()
+        raise
 
 
 def resume(

@@ -13,6 +13,7 @@ report.html
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,27 +39,46 @@ class Run:
         self.folder = folder
         self._block: list[dict[str, Any]] = []
         self._block_end = 0
+        self._made: list[Path] = []  # the folders that `create` made, the run's own first
 
-    @classmethod
-    def create(cls, folder: Path, config: Mapping[str, Any]) -> Run:
+    @staticmethod
+    def check_free(folder: Path) -> None:
+        """Raise `InputError` where the folder already holds something."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(
                 f"output folder {str(folder)!r} exists and is not empty; choose another --out, or go on "
                 f"with --resume {folder}"
             )
+
+    @classmethod
+    def create(cls, folder: Path, config: Mapping[str, Any]) -> Run:
+        cls.check_free(folder)
+        run = cls(folder)
+        run._made = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rollouts").mkdir()
         (folder / "checkpoints").mkdir()
         write_aside(folder / "config.toml", tomli_w.dumps(dict(config)).encode())
         for name in ("metrics.jsonl", "timings.jsonl", "events.jsonl"):
             (folder / name).touch()
-        return cls(folder)
+        return run
 
     @classmethod
     def open(cls, folder: Path) -> Run:
         if not (folder / "config.toml").is_file():
             raise InputError(f"{str(folder)!r} is not a run folder: it has no config.toml")
         return cls(folder)
+
+    def forget_unless_begun(self) -> None:
+        """Remove what `create` made, where no step was written: of a run that was refused, nothing stays behind."""
+        if (self.folder / "metrics.jsonl").stat().st_size:
+            return
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for made in self._made:
+            if any(made.iterdir()):
+                break  # somebody else's
+            made.rmdir()
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""

@@ -15,6 +15,7 @@ import surefoot as sf
 from surefoot.errors import GuardStop, InputError
 from surefoot.method import Method
 from surefoot.methods.rlvr.grpo import GRPO
+from surefoot.objective.rewards import Ensemble
 from surefoot.rollout.prompts import Uniform
 from surefoot.training import checkpoint
 from surefoot.training.run import Run
@@ -160,6 +161,33 @@ def test_a_bad_reward_is_one_clear_line(tmp_path, kind, message):
     with pytest.raises(InputError, match=message) as caught:
         sf.train(tiny_policy(), task, METHOD, steps=2, out=tmp_path / "run", set=QUICK, progress=False, report=False)
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_run_that_is_refused_nothing_is_left(tmp_path, monkeypatch):
+    """A part finds in the first batch that its rewards are not there; the empty folder that was there stays."""
+    monkeypatch.chdir(tmp_path)
+    needs = METHOD.but(reward=Ensemble())
+    (tmp_path / "empty").mkdir()
+    for out in (None, "new/run", "empty"):
+        with pytest.raises(InputError, match="no reward named proxy"):
+            sf.train(tiny_policy(), digits_task(), needs, steps=2, out=out, set=QUICK, progress=False)
+        assert os.listdir(tmp_path) == ["empty"] and not os.listdir(tmp_path / "empty")
+
+
+def test_a_run_that_is_refused_later_is_kept(tmp_path):
+    from surefoot.tasks.base import TextTask
+
+    good, calls = digits_task(), []
+
+    def reward(completions):
+        calls.append(len(completions))
+        return [0.0] * (1 if len(calls) == 4 else len(completions))
+
+    task = TextTask("bad", good.train, good.heldout, reward, 8)
+    with pytest.raises(InputError, match="returned 1 values for"):
+        plain = QUICK | {"train.final_problems": 0, "train.eval_every": 0}
+        sf.train(tiny_policy(), task, METHOD, steps=5, out=tmp_path, set=plain, progress=False)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_guard_keeps_a_checkpoint(tmp_path):
