@@ -38,14 +38,21 @@ def show_run(args: argparse.Namespace) -> int:
         subject = policies.open_subject(folder, args.prompts, labelling(args.classes))
         history = policies.fresh(subject, 64 if args.fresh is None else args.fresh)
         samples, span = history.where(history.step == subject.step), f"sampled anew at step {subject.step}"
+        when = f"as the checkpoint of step {subject.step} holds it"
     else:
         history = logged(args, folder, config)
         samples, span = last(history, args.window)
+        when = "as it stood at each step"
     if args.primary and args.primary not in history.rewards:
         raise InputError(f"cliff: no reward {args.primary!r} in the run{nearest(args.primary, history.rewards)}")
     found = analyse(samples, question, history)
     prompts = len({e.prompt for e in found.prompts})
     lead = f"{found.responses} responses to {prompts} prompts in {found.groups} groups, {span}; {about}"
+    if samples.log_ratio is not None:
+        own = subject is None or subject.moved is not None
+        lead += (
+            f"; log ratios to {policies.against(config.get('method', {}).get('reference', {}) if own else {}, when)}"
+        )
     beside = list(bridge(policies.enumerated(subject, args.floor), samples, question)) if args.exact and subject else []
     out = Path(args.out) if args.out else None if args.json else folder / "cliff"
     path = write(found, beside, folder, lead, out) if out else None
@@ -238,7 +245,7 @@ def _plain(e: Estimate) -> dict[str, Any]:
 
 
 def write(found: Analysis, beside: Sequence[Beside], folder: Path, lead: str, out: Path) -> Path:
-    """The report folder: report.html and analysis.json."""
+    """The report folder: report.html, analysis.json and the picture of the prompts."""
     from surefoot.report import cliff as drawn
 
     write_aside(out / "analysis.json", json.dumps(as_json(found, beside, lead), indent=1, allow_nan=False).encode())
@@ -246,10 +253,16 @@ def write(found: Analysis, beside: Sequence[Beside], folder: Path, lead: str, ou
         (f"{item}. {ITEMS[item]}", drawn.table(HEADER, [cells(e) for e in found.run if e.item == item]))
         for item in range(1, len(ITEMS))
     ]
+    exact = {(b.sampled.prompt, b.sampled.name): b.exact for b in beside if b.exact is not None}
     if beside:
         head, *rows = bridge_rows(beside)
         body = drawn.paragraph(enumerated_lead(beside) + ".") + drawn.table(head, rows)
         sections.insert(0, ("Beside the truth", body))
     rows = [[str(e.prompt), f"{e.item}", *cells(e)[:6]] for e in found.prompts]
-    sections.append(("Per prompt", drawn.table(("prompt", "item", *HEADER[:6]), rows)))
+    drawing = drawn.draw_estimates(found.prompts, exact, out / "estimates")
+    body = drawn.paragraph(
+        "A row is a prompt. Hollow: the estimate, with its 95 % interval where there is one."
+        + (" Filled: the exact value." if exact else "")
+    )
+    sections.append(("Per prompt", body + drawn.figure(drawing) + drawn.table(("prompt", "item", *HEADER[:6]), rows)))
     return drawn.page(out / "report.html", f"{folder.resolve().name}: from samples", f"{lead}. {CAVEAT}", sections)

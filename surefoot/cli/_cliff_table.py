@@ -15,6 +15,7 @@ from rich.table import Table
 
 from surefoot.exact import cliff
 from surefoot.exact.cliff import Cliff, Stabiliser, Stability
+from surefoot.files import write_aside
 from surefoot.stability import tables
 from surefoot.stability.from_samples import flip_margin
 from surefoot.stability.tables import Problem
@@ -269,8 +270,7 @@ def write(f: Found, out: Path) -> Path:
     """The report folder: report.html, analysis.json and the pictures."""
     from surefoot.report import cliff as drawn
 
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "analysis.json").write_text(json.dumps(as_json(f), indent=1, allow_nan=False), encoding="utf-8")
+    write_aside(out / "analysis.json", json.dumps(as_json(f), indent=1, allow_nan=False).encode())
     sections = [
         (
             "Where it stands",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,9 @@ import numpy as np
 from surefoot.exact import cliff
 from surefoot.exact.cliff import Cliff, Stabiliser
 from surefoot.files import write_aside
+from surefoot.report.data import evenly
 from surefoot.report.figures import COLOURS, QUIET, canvas, save
+from surefoot.stability.from_samples import Estimate
 from surefoot.stability.tables import Problem
 
 HERE = Path(__file__).parent
@@ -113,6 +115,38 @@ def draw_price(
             if at > 0:
                 right.axvline(at, color=colour, linewidth=1, linestyle="--")
         right.set(xscale="log", xlabel=f"{symbol}", ylabel="reward given up", title="Its price")
+        return save(figure, stem)
+
+
+def draw_estimates(
+    prompts: Sequence[Estimate], exact: Mapping[tuple[int | None, str], float], stem: Path, most: int = 24
+) -> list[Path]:
+    """A panel for each estimator, a row for each prompt: estimates with their intervals, and exact values beside them.
+
+    Args:
+        exact: by (prompt, name of the estimate), where it is known.
+        most: prompts that are drawn, spread evenly over all.
+    """
+    shown = evenly(sorted({e.prompt for e in prompts if e.prompt is not None}), most)
+    known = [e for e in prompts if e.value is not None and np.isfinite(e.value) and e.prompt in shown]
+    panels = sorted(dict.fromkeys((e.item, e.name) for e in known))
+    rows = -(-len(panels) // 4)
+    with canvas(11.0, rows * (1.1 + 0.13 * len(shown))) as figure:
+        grid = figure.subplots(rows, 4, squeeze=False, sharey=True).ravel()
+        for axes, (item, name) in zip(grid, panels, strict=False):
+            for e in (e for e in known if e.name == name):
+                row = shown.index(e.prompt)
+                if e.interval is not None:
+                    axes.plot(e.interval, [row, row], color=COLOURS[0], linewidth=5, alpha=0.25, solid_capstyle="butt")
+                axes.plot(e.value, row, "o", markersize=5, markeredgecolor=COLOURS[0], markerfacecolor="white")
+                if (e.prompt, name) in exact:
+                    axes.plot(exact[e.prompt, name], row, "o", markersize=3, color=COLOURS[1], zorder=3)
+            axes.set_title(f"{item}. {name}", fontsize=8)
+            axes.set(yticks=range(len(shown)), yticklabels=shown, ylim=(len(shown) - 0.4, -0.6))
+            axes.tick_params(labelsize=6)
+            axes.grid(axis="y", visible=False)
+        for axes in grid[len(panels) :]:
+            axes.axis("off")
         return save(figure, stem)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from surefoot.errors import InputError
+from surefoot.objective.references import Start, weights
+from surefoot.policies import load
 from surefoot.rollout.native import Sampling
 from surefoot.rollouts import Rollouts
 from surefoot.stability.enumeration import FLOOR, Answers, enumerate_answers
@@ -22,11 +24,12 @@ class Subject:
     """What can be sampled again.
 
     Attributes:
-        before, after: the policy that the run started from, which is also its reference, and its newest checkpoint.
+        before, after: the policy that the run started from, and its newest checkpoint.
         step: of that checkpoint.
         task, method: of the run.
         prompts: indices of training problems.
         label: completion -> class; None takes the final answer.
+        moved: the run's reference, where it is not `before`.
     """
 
     before: Any
@@ -36,6 +39,12 @@ class Subject:
     method: Any
     prompts: tuple[int, ...]
     label: Callable[[str], str] | None = None
+    moved: Any = None
+
+    @property
+    def reference(self) -> Any:
+        """What log ratios are measured against."""
+        return self.before if self.moved is None else self.moved
 
     @property
     def sampling(self) -> Sampling:
@@ -66,15 +75,38 @@ def open_subject(folder: Path, prompts: int = 8, label: Callable[[str], str] | N
         raise InputError(f"{folder}: no checkpoint; expected one to sample from")
     checkpoint.verify(found[-1])
     task = tasks.load(config["task"], config.get("reward") or None)
+    before, method = CausalLM.load(config["policy"]), Method.from_dict(config["method"])
     return Subject(
-        before=CausalLM.load(config["policy"]),
+        before=before,
         after=CausalLM.load(str(found[-1])),
         step=int(found[-1].name.removeprefix("step-")),
         task=task,
-        method=Method.from_dict(config["method"]),
+        method=method,
         prompts=_last_prompts(folder, prompts) or tuple(range(prompts)),
         label=label,
+        moved=_moved(method.reference, before, task, checkpoint.moved_reference(found[-1])),
     )
+
+
+def _moved(part: Any, before: Any, task: Any, held: dict[str, torch.Tensor]) -> Any:
+    """The run's reference: with the weights that its checkpoint holds, or made again; None for the start."""
+    if type(part) is Start or part.moves and not held:
+        return None
+    reference = part(before, lambda spec: load(spec, task))
+    with torch.no_grad():
+        for name, weight in weights(reference) if held else ():
+            weight.copy_(held[name])
+    return reference
+
+
+def against(reference: Mapping[str, Any], when: str) -> str:
+    """What log ratios are measured against, from the method's table in a run's configuration.
+
+    >>> against({"part": "surefoot.objective.references:EMA"}, "at its end")
+    "the run's own reference at its end (EMA)"
+    """
+    name = str(reference.get("part", "")).rpartition(":")[2] or "Start"
+    return "the policy that the run started from" if name == "Start" else f"the run's own reference {when} ({name})"
 
 
 def fresh(subject: Subject, n: int, seed: int = 0) -> Samples:
@@ -99,7 +131,7 @@ def enumerated(subject: Subject, floor: float = FLOOR) -> list[tuple[Samples, An
     found = []
     for prompt in subject.prompts:
         problem = subject.task.train[prompt]
-        answers = enumerate_answers(subject.after, problem.question, subject.sampling, subject.before, floor)
+        answers = enumerate_answers(subject.after, problem.question, subject.sampling, subject.reference, floor)
         n = len(answers)
         tokens, valid = subject.after.encode([problem.question], room=subject.sampling.max_new_tokens)
         batch = Rollouts(
@@ -144,7 +176,7 @@ def _judged(
     part = subject.method.reward
     if isinstance(part, KLInReward):
         part = part.having(coef=0.0)
-    signals = Signals(policy, subject.sampling.temperature or 1.0, reference=lambda: subject.before)
+    signals = Signals(policy, subject.sampling.temperature or 1.0, reference=lambda: subject.reference)
     batch = signals.fill(subject.task.judge(problems, batch), {*part.reads, *columns})
     made = part(batch)
     reward, cut = made["reward"] if isinstance(made, dict) else made, batch.truncated.numpy().astype(bool)

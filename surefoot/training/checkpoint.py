@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from surefoot.errors import InputError
@@ -94,6 +95,13 @@ def load(trainer: Trainer, checkpoint: Path) -> None:
     trainer.optimizer.load_state_dict(optimizer)
     torch.set_rng_state(_put_tensors(state["torch_rng"], tensors))
     trainer.step = state["step"]
+
+
+def moved_reference(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights of the reference that the checkpoint holds, by name; empty where the run's does not move."""
+    with safe_open(checkpoint / "trainer.safetensors", "pt") as file:
+        held = [name for name in file.keys() if name.startswith("reference.")]  # noqa: SIM118 (no mapping)
+        return {name.removeprefix("reference."): file.get_tensor(name) for name in held}
 
 
 def _take_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -236,7 +236,15 @@ def test_a_run(cliff, run):
     for item in range(1, 10):
         assert f"\n{item}. " in done.out
     page = (run / "cliff" / "report.html").read_text()
-    assert "Per prompt" in page and "what it cannot say" in page
+    assert "Per prompt" in page and "what it cannot say" in page and page.count("<svg") == 1
+    assert "log ratios to the policy that the run started from" in done.flat
+    assert (run / "cliff" / "estimates.png").is_file() and (run / "cliff" / "estimates.svg").is_file()
+
+
+def test_a_run_with_a_reference_of_its_own_says_so(cliff, run):
+    config = run / "config.toml"
+    config.write_text(config.read_text() + '[method.reference]\npart = "surefoot.objective.references:EMA"\n')
+    assert "log ratios to the run's own reference as it stood at each step (EMA)" in cliff(run).flat
 
 
 def test_a_run_as_json(cliff, run):

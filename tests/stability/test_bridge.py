@@ -11,11 +11,15 @@ from numpy.testing import assert_allclose
 from pytest import approx
 
 import surefoot as sf
+from surefoot import tasks
 from surefoot.cli import main
 from surefoot.errors import InputError
 from surefoot.methods.rlvr.grpo import GRPO
 from surefoot.methods.theory.kl_bayes import KL_BAYES
+from surefoot.objective.references import EMA, weights
+from surefoot.pretraining.tokenizer import build
 from surefoot.rollout.native import Sampling
+from surefoot.rollout.prompts import Uniform
 from surefoot.stability import policies
 from surefoot.stability.analysis import Question
 from surefoot.stability.bridge import Beside, bridge, summarise, unseen
@@ -24,7 +28,7 @@ from surefoot.stability.from_samples import Estimate
 from surefoot.stability.policies import Subject, enumerated, fresh
 from surefoot.stability.samples import Samples, classes, labelling, samples_from_rollouts
 from surefoot.training.signals import Signals
-from tests.conftest import digits_task, tiny_policy
+from tests.conftest import digits_task, tiny_llama, tiny_policy
 
 QUESTION = "say 3"
 
@@ -172,6 +176,30 @@ def test_the_command(subject, tmp_path, monkeypatch, capsys):
     assert {s["item"] for s in found["run"]} >= {1, 2, 6, 8} and all(p["missing"] < 0.01 for p in found["prompts"])
     assert main(["cliff", str(tmp_path / "run"), "--fresh", "1"]) == 2
     assert "at least 2 responses" in capsys.readouterr().err
+
+
+def test_a_reference_that_moved_is_taken_from_the_checkpoint(tmp_path, monkeypatch, capsys):
+    """After one step of an average with decay 1/4 it is a quarter start and three quarters policy."""
+    tiny_llama(vocab=104).save_pretrained(tmp_path / "start")
+    build().save_pretrained(tmp_path / "start")
+    task, few = digits_task(length=2), {"train.final_problems": 0, "train.eval_every": 0, "train.lr": 1e-2}
+    monkeypatch.setattr(tasks, "load", lambda *_: task)
+    method = GRPO.but(reference=EMA(decay=0.25), prompts=Uniform(prompts=4, rollouts=4))
+    run = tmp_path / "run"
+    sf.train(str(tmp_path / "start"), task, method, steps=1, out=run, set=few | {"train.warmup": 0}, progress=False)
+    subject = policies.open_subject(run, 2)
+    for (_, ref), (_, old), (_, new) in zip(
+        *map(weights, (subject.reference, subject.before, subject.after)), strict=True
+    ):
+        torch.testing.assert_close(ref, 0.25 * old + 0.75 * new)
+    near, far = fresh(subject, 8).log_ratio, fresh(replace(subject, moved=None), 8).log_ratio
+    assert near is not None and far is not None and not np.allclose(near, far)
+    (everything, answers), *_ = enumerated(subject, floor=0.0)
+    assert everything.log_ratio == approx(answers.logp - answers.ref_logp)
+    assert main(["cliff", str(run), "--fresh", "8", "--exact", "--floor", "1e-4", "--prompts", "2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "log ratios to the run's own reference as the checkpoint of step 1 holds it (EMA)" in said
+    assert "Filled: the exact value" in (run / "cliff" / "report.html").read_text()
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path, capsys):
