@@ -102,20 +102,22 @@ def _turn(x: Float[Tensor, "s h w"], cos: Float[Tensor, "s w"], sin: Float[Tenso
 
 def take(x: Float[Tensor, "s *k"], rows: Int[Tensor, "r"]) -> Float[Tensor, "r *k"]:
     """Different rows of x (an index that occurs twice would lose a gradient)."""
-    return _Take.apply(x, rows)
+    return _Rows.apply(x, rows, True)
 
 
-class _Take(torch.autograd.Function):
+class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, rows):
+    def forward(ctx, x, rows, different):
         ctx.save_for_backward(rows)
-        ctx.shape = x.shape
+        ctx.shape, ctx.different = x.shape, different
         return x.index_select(0, rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return grad.new_zeros(ctx.shape).index_copy_(0, *ctx.saved_tensors, grad), None
+        out = grad.new_zeros(ctx.shape)
+        gather = out.index_copy_ if ctx.different else out.index_add_
+        return gather(0, *ctx.saved_tensors, grad), None, None
 
 
 def put(x: Float[Tensor, "r *k"], rows: Int[Tensor, "r"], size: int) -> Float[Tensor, "s *k"]:
@@ -125,17 +127,4 @@ def put(x: Float[Tensor, "r *k"], rows: Int[Tensor, "r"], size: int) -> Float[Te
 
 def repeat(x: Float[Tensor, "m *k"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n *k"]:
     """Rows of x, any of them any number of times; x is few large rows."""
-    return _Repeat.apply(x, rows)
-
-
-class _Repeat(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, rows):
-        ctx.save_for_backward(rows)
-        ctx.shape = x.shape
-        return x.index_select(0, rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        return grad.new_zeros(ctx.shape).index_add_(0, *ctx.saved_tensors, grad), None
+    return _Rows.apply(x, rows, False)
