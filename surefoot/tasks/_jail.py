@@ -4,7 +4,7 @@ Only `tasks.sandbox` starts it. It imports nothing of ours, gives up its rights 
 the program in this same process, so that nothing of it ever ran with more:
 
     rlimits    CPU seconds, address space, size of a file, open files, no core dumps
-    Landlock   the file system: reading Python's own library and the system's, writing the scratch folder; no TCP
+    Landlock   the file system: reading Python's own library and the system's, files of the scratch folder; no TCP
     seccomp    no process, no socket, no signal, no tracing, no mount, no change of limits, owners or modes: EPERM
 
 Exit status 77: this machine cannot confine (the sandbox then refuses to run anything).
@@ -23,6 +23,7 @@ CANNOT = 77
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same numbers on every architecture
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_FILTER = 38, 22, 2
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute (shared libraries), read a file, list a folder
+_RUN_OR_FOLDER = 1 << 0 | 1 << 7  # what the scratch folder does not allow: executing, folders in it
 _ALL = (1 << 13) - 1  # every right on files that the first Landlock knows
 
 # Audit architecture, number of clone, and the system calls that are refused: fork, vfork, execve(at), socket(pair),
@@ -66,7 +67,7 @@ def restrict_files(libc, scratch):
         "/usr/share/zoneinfo",
     ]
     readable = [*library, "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]
-    for path, rights in [*((p, _READ) for p in readable), (scratch, handled & ~1)]:
+    for path, rights in [*((p, _READ) for p in readable), (scratch, handled & ~_RUN_OR_FOLDER)]:
         if os.path.exists(path):
             folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
             rights = rights if os.path.isdir(path) else rights & (1 << 0 | 1 << 1 | 1 << 2)

@@ -8,7 +8,8 @@ import pytest
 from surefoot.tasks.sandbox import Limits, run, run_all
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
-LIMITS = Limits(seconds=3.0, memory_mb=256, file_mb=1)
+LIMITS = Limits(seconds=3.0, memory_mb=256, file_mb=1, scratch_mb=4)
+FILL = "i = 0\nwhile True:\n  i += 1; open(str(i), 'wb').write(bytes({size}))"
 REFUSED = {
     "memory": ("x = bytearray(10**9)", "MemoryError"),
     "a process by fork": ("import os; os.fork()", "PermissionError"),
@@ -19,6 +20,9 @@ REFUSED = {
     "a socket to a file": ("import socket; socket.socket(socket.AF_UNIX)", "PermissionError"),
     "a large file": ("open('a', 'wb').write(b'x' * (2 << 20))", "File too large"),
     "a large output": ("print('x' * (2 << 20), flush=True)", "File too large"),
+    "many files": (FILL.format(size=1 << 20), "larger than 4 MB together"),
+    "many small files": (FILL.format(size=0), "larger than 4 MB together"),
+    "folders": ("import os; os.mkdir('a')", "Permission denied"),
     "a file of the system": ("open('/etc/passwd').read()", "Permission denied"),
     "our files": (f"open({__file__!r}).read()", "Permission denied"),
     "writing elsewhere": ("open('/tmp/surefoot-evil', 'w')", "Permission denied"),
@@ -61,11 +65,28 @@ def test_what_is_allowed():
     assert run(thread, LIMITS).output == "there\n"
 
 
+def test_a_program_finds_an_empty_folder_and_may_clear_it():
+    ran = run("import os; print(os.listdir('.')); [os.remove(n) for n in os.listdir('.')]", LIMITS)
+    assert ran.ok and ran.output == "[]\n"
+
+
 def test_programs_share_nothing(monkeypatch):
     monkeypatch.setenv("SECRET", "42")
     ran = run_all(["open('f', 'w'); import os; print(os.listdir('.'))", "import os; print('SECRET' in os.environ)"])
     assert "'f'" in ran[0].output and ran[1].output == "False\n"
     assert "'f'" not in run("import os; print(os.listdir('.'))").output
+
+
+def test_files_that_were_removed_do_not_count_and_those_that_are_left_do():
+    """The check at the end sees what a program wrote between two looks."""
+    one = "open(str(i), 'wb').write(bytes(1 << 20))"
+    assert run(f"import os\nfor i in range(12):\n  {one}; os.remove(str(i))", LIMITS).ok
+    assert "larger than 4 MB" in run(f"for i in range(5):\n  {one}", LIMITS).error
+
+
+def test_a_program_of_many_pages_arrives_whole():
+    assert run("#" * 300_000 + "\nprint(7)", LIMITS).output == "7\n", "more than a pipe holds"
+    assert run("print(input())", LIMITS).error.endswith("EOFError: EOF when reading a line\n")
 
 
 def test_output_is_cut():
