@@ -49,10 +49,9 @@ def show_run(args: argparse.Namespace) -> int:
     prompts = len({e.prompt for e in found.prompts})
     lead = f"{found.responses} responses to {prompts} prompts in {found.groups} groups, {span}; {about}"
     if samples.log_ratio is not None:
+        reference = config.get("method", {}).get("reference", {})
         own = subject is None or subject.moved is not None
-        lead += (
-            f"; log ratios to {policies.against(config.get('method', {}).get('reference', {}) if own else {}, when)}"
-        )
+        lead += f"; log ratios to {policies.against(reference if own else {}, when)}"
     beside = list(bridge(policies.enumerated(subject, args.floor), samples, question)) if args.exact and subject else []
     out = Path(args.out) if args.out else None if args.json else folder / "cliff"
     path = write(found, beside, folder, lead, out) if out else None

@@ -34,8 +34,8 @@ class Limits:
         seconds: of wall time, and (rounded up) of processor time.
         memory_mb: address space.
         file_mb: size of each file, standard output and error among them.
-        scratch_mb: size of all files together, each taken as a block more than it holds. It is looked at `EVERY` so many
-            seconds, so a program may be over it by what a disk takes in that time before it is stopped.
+        scratch_mb: size of the scratch folder, each file taken as a block more than it holds. It is looked at every 20
+            milliseconds, so a program may be over it by what a disk takes in that time before it is stopped.
         output: characters of standard output that are returned, and of the end of the error.
     """
 

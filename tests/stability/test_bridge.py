@@ -188,9 +188,8 @@ def test_a_reference_that_moved_is_taken_from_the_checkpoint(tmp_path, monkeypat
     run = tmp_path / "run"
     sf.train(str(tmp_path / "start"), task, method, steps=1, out=run, set=few | {"train.warmup": 0}, progress=False)
     subject = policies.open_subject(run, 2)
-    for (_, ref), (_, old), (_, new) in zip(
-        *map(weights, (subject.reference, subject.before, subject.after)), strict=True
-    ):
+    named = map(weights, (subject.reference, subject.before, subject.after))
+    for (_, ref), (_, old), (_, new) in zip(*named, strict=True):
         torch.testing.assert_close(ref, 0.25 * old + 0.75 * new)
     near, far = fresh(subject, 8).log_ratio, fresh(replace(subject, moved=None), 8).log_ratio
     assert near is not None and far is not None and not np.allclose(near, far)
