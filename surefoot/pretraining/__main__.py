@@ -1,4 +1,4 @@
-"""`python -m surefoot.pretraining [--out DIR] [--steps N] [--seed S]`: the same as `surefoot pretrain`."""
+"""`python -m surefoot.pretraining [--out DIR] [--steps N] [--optimizer aro] ...`: the same as `surefoot pretrain`."""
 
 import sys
 

@@ -5,22 +5,32 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from surefoot.errors import InputError, nearest
+from surefoot.objective.optimizers import AdamW, Aro, Muon
+from surefoot.parts import Part
 from surefoot.pretraining import corpus, tokenizer
 
+Make = Callable[[nn.Module], list[torch.optim.Optimizer]]
 STEPS = 3600  # of the shipped model
 TEXTBOOK = 0.7  # share of the steps that read the textbook; the rest read the exam
 BATCH_TOKENS = 8192
 POOL = 2048  # examples sorted by length together, so that a batch holds little padding
 MUON_LR, ADAM_LR, WARMUP, DECAY = 0.02, 3e-3, 50, 0.4
+OPTIMIZERS = {"adamw": AdamW(), "muon": Muon(), "aro": Aro()}  # what can be named instead, with one rate for all
+LR = 0.01  # of those
+HELDOUT = 10_007  # the seed of the exam that is held out from training
 CONTEXT = 1024  # positions that the shipped model declares; the longest example of the corpus has 447 tokens
 
 
@@ -79,7 +89,7 @@ def batches(seed: int, exam: bool, tokens: int = BATCH_TOKENS) -> Iterator[tuple
 
 
 def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    """The shipped model's: Muon for the matrices inside the layers, AdamW for embeddings and norms."""
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
     ids = {id(p) for p in inner}
     outer = [p for p in model.parameters() if id(p) not in ids]
@@ -89,9 +99,43 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
+def by(part: Part, lr: float) -> Make:
+    """All parameters by one part of `objective.optimizers`, at one peak rate: `train(..., make=by(Aro(), 0.01))`."""
+
+    def make(model: nn.Module) -> list[torch.optim.Optimizer]:
+        names = {id(p): name for name, p in model.named_parameters()}
+        return [part([{"params": list(model.parameters())}], names, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)]
+
+    return make
+
+
 def rate(step: int, steps: int) -> float:
     """Warm-up, constant, then a linear fall to zero over the last part (of the learning rate)."""
     return min(1.0, step / WARMUP, (steps - step + 1) / max(1, math.ceil(DECAY * steps)))
+
+
+def mean_loss(model: Any, ids: Int[Tensor, "b l"], learnt: Bool[Tensor, "b l"]) -> Float[Tensor, ""]:
+    """Nats a token that is learnt, in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[learnt[:, 1:]]
+        logits = model.lm_head(hidden)
+    return F.cross_entropy(logits.float(), ids[:, 1:][learnt[:, 1:]])
+
+
+@cache
+def heldout(count: int) -> list[tuple[Tensor, Tensor]]:
+    """`count` batches of an exam that no training reads; the same ones every time."""
+    return list(islice(batches(HELDOUT, True), count))
+
+
+@torch.no_grad()
+def heldout_loss(model: Any, count: int = 8) -> float:
+    """Nats a response token on `heldout`."""
+    losses, tokens = [], []
+    for ids, learnt in heldout(count):
+        losses.append(mean_loss(model, ids, learnt).item())
+        tokens.append(int(learnt.sum()))
+    return float(np.average(losses, weights=tokens))
 
 
 def train(
@@ -101,9 +145,10 @@ def train(
     tokens: int = BATCH_TOKENS,
     log=lambda step, loss: None,
     total: int | None = None,
+    make: Make = optimizers,
 ) -> list[float]:
     """The first `steps` steps of a schedule of `total`; returns the losses (nats a response token)."""
-    made = optimizers(model)
+    made = make(model)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
     losses = []
     total = total or steps
@@ -113,10 +158,7 @@ def train(
         for optimizer, peak in zip(made, peaks, strict=True):
             for group, lr in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = lr * rate(step, total)
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[learnt[:, 1:]]
-            logits = model.lm_head(hidden)
-        loss = F.cross_entropy(logits.float(), ids[:, 1:][learnt[:, 1:]])
+        loss = mean_loss(model, ids, learnt)
         model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -127,11 +169,32 @@ def train(
     return losses
 
 
-def pretrain(out: Path | str, steps: int = STEPS, seed: int = 0) -> list[float]:
+def pretrain(
+    out: Path | str,
+    steps: int = STEPS,
+    seed: int = 0,
+    optimizer: str | None = None,
+    lr: float | None = None,
+    tokens: int = BATCH_TOKENS,
+) -> list[float]:
     """Train pebble from nothing and write it to `out` in Hugging Face format; returns the losses.
 
     The same seed, steps and number of threads give the same weights on the same machine.
+
+    Args:
+        optimizer: one of `OPTIMIZERS` for all parameters, with peak rate `lr` (.01 by default); none takes the
+            shipped model's pair, which has its own rates.
+        tokens: of a batch, padding included.
+
+    Raises:
+        InputError: an unknown optimizer, or a rate without one.
     """
+    if optimizer is None and lr is not None:
+        raise InputError(f"pretrain: lr={lr} without an optimizer; the shipped model's pair has its own rates")
+    if optimizer is not None and optimizer not in OPTIMIZERS:
+        raise InputError(f"pretrain: optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}")
+    lr = LR if lr is None else lr
+    make = by(OPTIMIZERS[optimizer], lr) if optimizer else optimizers
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -146,8 +209,10 @@ def pretrain(out: Path | str, steps: int = STEPS, seed: int = 0) -> list[float]:
         if step % 400 == 0:
             model.save_pretrained(out)  # usable, if unfinished, from early on
 
-    losses = train(model, steps, seed, log=log)
+    losses = train(model, steps, seed, tokens, log, make=make)
     model.save_pretrained(out)
+    at_the_end = heldout_loss(model)
+    print(f"held-out loss {at_the_end:.4f}", flush=True)
     (out / "losses.json").write_text(
         json.dumps(
             {
@@ -157,7 +222,10 @@ def pretrain(out: Path | str, steps: int = STEPS, seed: int = 0) -> list[float]:
                 "seconds": round(time.time() - started),
                 "first": losses[:10],
                 "last_mean": sum(losses[-100:]) / len(losses[-100:]),
-            },
+                "heldout": at_the_end,
+            }
+            | ({"tokens": tokens} if tokens != BATCH_TOKENS else {})
+            | ({"optimizer": optimizer, "lr": lr} if optimizer else {}),
             indent=1,
         )
     )
