@@ -149,6 +149,9 @@ class Stack:
         return pieces.rms_norm(x, self.net.norm.weight, self.eps)
 
 
+STEADY = ("default", "linear", "llama3")  # rotary embeddings whose angle is a function of the position alone
+
+
 class FrozenStack(Stack):
     """The same without gradient, for many short calls: every weight is laid out for its products once, with what can
     be folded into it: the norm before it, the scale of attention, and an order of the rotary pairs that makes a turn
@@ -188,6 +191,14 @@ class FrozenStack(Stack):
                 )
             )
         self.head = lay([model.get_output_embeddings()], self.net.norm)
+
+        self.steady = getattr(self.net.rotary_emb, "rope_type", "") in STEADY
+
+    def turns(self, positions: int) -> Float[Tensor, "p w"]:
+        """Cosine and sine, beside each other, of each rotary pair at positions 0, 1, ..."""
+        places = torch.arange(positions, device=self.net.embed_tokens.weight.device)[None]
+        cos, sin = (c[0, :, : self.width // 2] for c in self.net.rotary_emb(self.net.embed_tokens.weight, places))
+        return torch.stack([cos, sin], -1).flatten(1)
 
     def logits(self, hidden: Float[Tensor, "b d"]) -> Float[Tensor, "b v"]:
         return self.head(hidden)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from surefoot import kernels
 from surefoot.errors import InputError
 from surefoot.policies import llama
 
@@ -103,6 +104,20 @@ def draw(logp: Float[Tensor, "b v"], u: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
     return torch.searchsorted(cdf, cdf[:, -1:] * (u * (1 - 2**-40))[:, None], right=True).flatten()
 
 
+def sampled(
+    logits: Float[Tensor, "b v"], u: Float[Tensor, "b"], sampling: Sampling
+) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:
+    """The token at quantile `u` (float64) of each row's sampling distribution, and its log-probability there."""
+    whole = sampling.temperature > 0 and not (sampling.top_p < 1 or sampling.top_k or sampling.min_p)
+    if whole and kernels.applies(logits):
+        if sampling.suppress:
+            logits = logits.index_fill(-1, torch.tensor(sampling.suppress), -torch.inf)
+        return kernels.draw(logits, u, sampling.temperature)
+    logp = log_distribution(logits, sampling)
+    token = draw(logp, u)
+    return token, logp.gather(1, token[:, None])[:, 0]
+
+
 @dataclass
 class Generation:
     """What the engine returns: tokens and their log-probabilities [n t], which steps exist, which rows were cut."""
@@ -160,10 +175,9 @@ def continued(
     rows = torch.arange(count, device=device)  # of the table, behind each row of the decoder
     done = torch.zeros(count, dtype=torch.bool, device=device)
     for t in range(limit):
-        logp = log_distribution(logits, sampling)
-        token = draw(logp, u[t].index_select(0, rows))
+        token, logp = sampled(logits, u[t].index_select(0, rows), sampling)
         out_tokens[t].index_copy_(0, rows, token)
-        out_logp[t].index_copy_(0, rows, logp.gather(1, token[:, None])[:, 0])
+        out_logp[t].index_copy_(0, rows, logp)
         ended = stops.index_select(0, token)
         if ended.any():
             length[rows[ended & ~done]] = t + 1
@@ -208,7 +222,7 @@ def decoder(
     fast: bool = True,
     block: int = 64,
     dtype: torch.dtype | None = None,
-) -> _PackedDecoder | _HuggingFaceDecoder:
+) -> _CompiledDecoder | _PackedDecoder | _HuggingFaceDecoder:
     """Rows that continue prompt `group[i]` a token at a time: `first` and `step` give logits [n v], `keep` takes rows.
 
     `keep` may repeat a row, so that a prefix branches. The cache grows by `block` steps at a time. `dtype` is that of
@@ -218,7 +232,9 @@ def decoder(
         InputError: a dtype that this model, or this machine, has no fast products for.
     """
     if fast and llama.supported(model):
-        return _PackedDecoder(model, prompts, valid, group, block, dtype)
+        stack = llama.frozen(model, len(group), dtype)
+        kind = _CompiledDecoder if _CompiledDecoder.applies(stack) else _PackedDecoder
+        return kind(stack, prompts, valid, group, block)
     if dtype not in (None, next(model.parameters()).dtype):
         raise InputError(f"engine in {dtype}: expected a Llama on the fast path")
     return _HuggingFaceDecoder(model, prompts, valid, group)
@@ -235,9 +251,9 @@ class _PackedDecoder:
     the prompts for all rows left take no more than `COPIES` bytes, they stand in the rows' own cache instead.
     """
 
-    def __init__(self, model: Any, prompts: Tensor, valid: Tensor, group: Tensor, block: int, dtype: Any):
-        self.stack, self.block = llama.frozen(model, len(group), dtype), block
-        self.device = next(model.parameters()).device
+    def __init__(self, stack: llama.Stack, prompts: Tensor, valid: Tensor, group: Tensor, block: int):
+        self.stack, self.block = stack, block
+        self.device = stack.net.embed_tokens.weight.device
         prompts, valid, group = (x.to(self.device) for x in (prompts, valid, group))
         hidden, keys, values = llama.prefill(self.stack, prompts, valid)
         self.opening = self.stack.logits(hidden).index_select(0, group)
@@ -347,6 +363,70 @@ class _PackedDecoder:
 def _room(cache: Float[Tensor, "2 n h l w"], steps: int) -> Float[Tensor, "2 n h k w"]:
     """The cache with room for more steps."""
     return F.pad(cache, (0, 0, 0, steps))
+
+
+class _CompiledDecoder:
+    """The same rows with what stands between the products in compiled loops (`kernels`).
+
+    A prompt is read where it lies by every row of its group; keys lie with their steps side by side, as lanes.
+    """
+
+    def __init__(self, stack: llama.FrozenStack, prompts: Tensor, valid: Tensor, group: Tensor, block: int):
+        self.stack, self.block = stack, -(-block // kernels.LANES) * kernels.LANES
+        hidden, keys, values = llama.prefill(stack, prompts, valid)
+        self.opening = stack.logits(hidden).index_select(0, group)
+        lengths, more = valid.sum(1), -prompts.shape[1] % kernels.LANES
+        self.position, self.group, self.used, self.room = lengths[group], group.contiguous(), 0, self.block
+        self.padding = prompts.shape[1] + more - lengths
+        self.prompts = [
+            (F.pad(k, (0, 0, more, 0)).transpose(-1, -2).contiguous(), F.pad(v, (0, 0, more, 0)))
+            for k, v in zip(keys, values, strict=True)
+        ]
+        n, kv, w = len(group), stack.kv_heads, stack.width
+        self.cache = [(hidden.new_zeros(n, kv, w, self.room), hidden.new_zeros(n, kv, self.room, w)) for _ in keys]
+        self.longest = int(lengths.max())
+        self.turns = stack.turns(self.longest + self.room)
+
+    @staticmethod
+    def applies(stack: llama.Stack) -> bool:
+        """Whether the loops compute this stack on this machine."""
+        return isinstance(stack, llama.FrozenStack) and stack.steady and kernels.applies(stack.net.embed_tokens.weight)
+
+    def first(self) -> Float[Tensor, "n v"]:
+        return self.opening
+
+    def keep(self, rows: Int[Tensor, "k"]) -> None:
+        here = torch.arange(len(self.group))
+        if len(rows) <= len(here):  # only the rows that change places are copied
+            moved = (rows != here[: len(rows)]).nonzero().flatten()
+            sources = rows[moved]
+            for pair in self.cache if len(moved) else ():
+                for c in pair:
+                    c[moved] = c[sources]
+            self.cache = [(k[: len(rows)], v[: len(rows)]) for k, v in self.cache]
+        else:
+            self.cache = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.cache]
+        self.position, self.group = self.position[rows], self.group[rows]
+
+    def step(self, tokens: Int[Tensor, "n"]) -> Float[Tensor, "n v"]:
+        """The next token's logits after each row has said its token."""
+        stack, slot, self.used = self.stack, self.used, self.used + 1
+        if self.used > self.room:
+            self.room += self.block
+            self.cache = [(F.pad(k, (0, self.block)), F.pad(v, (0, 0, 0, self.block))) for k, v in self.cache]
+            self.turns = stack.turns(self.longest + self.room)
+        x = stack.net.embed_tokens(tokens)
+        normal, heads = torch.empty_like(x), x.new_empty(len(x), stack.heads * stack.width)
+        delta = None
+        for (qkv, out, up, down), prompts, own in zip(stack.layers, self.prompts, self.cache, strict=True):
+            kernels.add_norm(x, delta, normal, stack.eps)
+            where = (self.turns, self.position, self.group, self.padding)
+            kernels.attend(qkv(normal), *where, *prompts, *own, heads, slot)
+            kernels.add_norm(x, out(heads), normal, stack.eps)
+            delta = down(kernels.gated(up(normal)))
+        kernels.add_norm(x, delta, normal, stack.eps)
+        self.position = self.position + 1
+        return stack.logits(normal)
 
 
 class _HuggingFaceDecoder:
