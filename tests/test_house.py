@@ -20,7 +20,7 @@ FLOORS = {
     "objective": {"errors", "rollouts", "parts", "objective"},
     "exact": {"errors", "exact"},
     "rollout": {"errors", "rollouts", "parts", "rollout", "policies", "kernels"},
-    "policies": {"errors", "rollouts", "specs", "cache", "files", "objective", "policies", "rollout"},
+    "policies": {"errors", "rollouts", "specs", "cache", "files", "kernels", "objective", "policies", "rollout"},
     "tasks": {"errors", "rollouts", "rollout", "specs", "cache", "files", "policies", "tasks"},
     "search": {"errors", "rollouts", "rollout", "policies", "search"},
     "evaluation": {"errors", "rollouts", "objective", "rollout", "tasks", "evaluation"},

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from ctypes import c_float, c_int64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,16 @@ from surefoot.files import write_aside
 SOURCE = Path(__file__).with_name("rows.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 PATIENCE = 60.0  # seconds that the compiler gets
-LANES = 16  # as in rows.c
+LANES, RUN = 16, 256  # as in rows.c
 _P, _N, _F = c_void_p, c_int64, c_float
 SIGNATURES = {
     "add_norm": (_P, _P, _P, _N, _N, _F),
+    "norm_forward": (*[_P] * 6, _N, _N, _F),
+    "norm_backward": (*[_P] * 7, _N, _N),
     "gated": (_P, _P, _N, _N),
+    "gated_backward": (_P, _P, _P, _N, _N),
+    "attention_forward": (*[_P] * 9, *[_N] * 4, _F),
+    "attention_backward": (*[_P] * 11, *[_N] * 4, _F),
     "attend": (*[_P] * 10, *[_N] * 7),
     "draw": (_P, _P, _F, _P, _P, _N, _N),
 }
@@ -91,6 +97,81 @@ def gated(both: Float[Tensor, "n 2f"]) -> Float[Tensor, "n f"]:
     return out
 
 
+def norm_forward(
+    x: Float[Tensor, "n d"], delta: Float[Tensor, "n d"] | None, weight: Float[Tensor, "d"], eps: float
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"], Float[Tensor, "n"]]:
+    """`sum = x + delta` (x itself without one), `sum / rms(sum) * weight` and `1 / rms`."""
+    total, out, scale = x if delta is None else torch.empty_like(x), torch.empty_like(x), x.new_empty(len(x))
+    tables = (total, out, scale)
+    more = None if delta is None else delta.data_ptr()
+    library().norm_forward(x.data_ptr(), more, weight.data_ptr(), *[t.data_ptr() for t in tables], *x.shape, eps)
+    return tables
+
+
+def norm_backward(
+    for_sum: Tensor | None, for_out: Float[Tensor, "n d"], total: Tensor, weight: Float[Tensor, "d"], scale: Tensor
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "d"]]:
+    """Gradients of x (which is that of delta too) and of the weight."""
+    n, d = total.shape
+    for_x, parts = torch.empty_like(total), total.new_empty(-(-n // RUN), d)
+    tables = (for_out, total, weight, scale, for_x, parts)
+    more = None if for_sum is None else for_sum.data_ptr()
+    library().norm_backward(more, *[t.data_ptr() for t in tables], n, d)
+    return for_x, parts.sum(0)
+
+
+def gated_backward(both: Float[Tensor, "n 2f"], grad: Float[Tensor, "n f"]) -> Float[Tensor, "n 2f"]:
+    """Gradient of `gated`."""
+    out = torch.empty_like(both)
+    library().gated_backward(both.data_ptr(), grad.data_ptr(), out.data_ptr(), *grad.shape)
+    return out
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences of tokens that lie one after another in a table: prompts, and rows that go on from one.
+
+    Attributes:
+        start, length: [m + n] of each sequence, the m prompts first.
+        first: [m + 1]; the rows of prompt p are `member[first[p]:first[p + 1]]`.
+        member: [n] numbers of sequences, from m on, by prompt.
+        cos, sin: [s w] of each token's position.
+        queries, keys: heads.
+        scale: of the scores.
+    """
+
+    start: Int[Tensor, "k"]
+    length: Int[Tensor, "k"]
+    first: Int[Tensor, "m+1"]
+    member: Int[Tensor, "n"]
+    cos: Float[Tensor, "s w"]
+    sin: Float[Tensor, "s w"]
+    queries: int
+    keys: int
+    scale: float
+
+    def _call(self, function: Any, y: Tensor, *tables: Tensor) -> None:
+        own = (self.cos, self.sin, self.start, self.length, self.first, self.member)
+        pointers = [t.data_ptr() for t in (y, *own, *tables)]
+        function(*pointers, len(self.first) - 1, self.queries, self.keys, self.cos.shape[1], self.scale)
+
+    def attention(self, y: Float[Tensor, "s (h+2g)*w"]) -> tuple[Float[Tensor, "s h*w"], Float[Tensor, "s h"]]:
+        """Causal attention of rows of heads (queries, keys, values), and the log-sum-exp of its scores.
+
+        Rows follow their prompts. Tokens of no sequence get zeros.
+        """
+        out = y.new_zeros(len(y), self.queries * self.cos.shape[1])
+        lse = y.new_zeros(len(y), self.queries)
+        self._call(library().attention_forward, y, out, lse)
+        return out, lse
+
+    def attention_backward(self, y: Tensor, out: Tensor, lse: Tensor, grad: Tensor) -> Float[Tensor, "s (h+2g)*w"]:
+        """Gradient of `attention` with respect to `y`."""
+        for_y = torch.zeros_like(y)
+        self._call(library().attention_backward, y, out, lse, grad, for_y)
+        return for_y
+
+
 def attend(
     y: Float[Tensor, "n (h+2g)*w"],
     turns: Float[Tensor, "p w"],
@@ -128,4 +209,16 @@ def draw(
     return tokens, logp
 
 
-__all__ = ["LANES", "add_norm", "applies", "attend", "draw", "gated", "library"]
+__all__ = [
+    "LANES",
+    "Packed",
+    "add_norm",
+    "applies",
+    "attend",
+    "draw",
+    "gated",
+    "gated_backward",
+    "library",
+    "norm_backward",
+    "norm_forward",
+]

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from surefoot import kernels
 from surefoot.errors import InputError
 from surefoot.objective.products import Frozen, available, product
 from surefoot.policies import pieces
@@ -109,6 +110,15 @@ def project(x: Float[Tensor, "s d"], maps: Sequence[Any]) -> Float[Tensor, "s k"
     return y if bias is None else y + bias
 
 
+class Sequences(NamedTuple):
+    """Which packed tokens belong together, for attention in compiled loops; see `kernels.Packed`."""
+
+    start: Int[Tensor, "k"]
+    length: Int[Tensor, "k"]
+    first: Int[Tensor, "m+1"]
+    member: Int[Tensor, "n"]
+
+
 @dataclass
 class Stack:
     """The decoder of a Llama as `tokens, positions, attend -> hidden`."""
@@ -135,18 +145,27 @@ class Stack:
             for maps in (qkv, [layer.self_attn.o_proj], up, [layer.mlp.down_proj]):
                 yield maps[0].in_features, partial(project, maps=maps)
 
-    def __call__(self, tokens: Int[Tensor, "s"], positions: Int[Tensor, "s"], attend: Attend) -> Float[Tensor, "s d"]:
+    def __call__(
+        self, tokens: Int[Tensor, "s"], positions: Int[Tensor, "s"], attend: Attend | Sequences
+    ) -> Float[Tensor, "s d"]:
         """Last hidden states of packed `tokens`; `attend(layer, q, k, v)` maps [s h w] heads to [s h*w]."""
-        x = self.net.embed_tokens(tokens)
+        x, more = self.net.embed_tokens(tokens), None
         cos, sin = (c[0] for c in self.net.rotary_emb(x, positions[None]))
+        if isinstance(attend, Sequences):
+            packed = kernels.Packed(*attend, cos.contiguous(), sin.contiguous(), self.heads, self.kv_heads, self.scale)
         for i, layer in enumerate(self.net.layers):
             qkv, up = _inward(layer)
-            h = pieces.rms_norm(x, layer.input_layernorm.weight, self.eps)
-            q, k, v = pieces.heads(project(h, qkv), cos, sin, self.heads, self.kv_heads)
-            x = x + project(attend(i, q, k, v), [layer.self_attn.o_proj])
-            h = pieces.rms_norm(x, layer.post_attention_layernorm.weight, self.eps)
-            x = x + project(pieces.swiglu(project(h, up)), [layer.mlp.down_proj])
-        return pieces.rms_norm(x, self.net.norm.weight, self.eps)
+            x, h = pieces.add_norm(x, more, layer.input_layernorm.weight, self.eps)
+            y = project(h, qkv)
+            if isinstance(attend, Sequences):
+                seen = pieces.attention(y, packed)
+            else:
+                seen = attend(i, *pieces.heads(y, cos, sin, self.heads, self.kv_heads))
+            x, h = pieces.add_norm(
+                x, project(seen, [layer.self_attn.o_proj]), layer.post_attention_layernorm.weight, self.eps
+            )
+            more = project(pieces.swiglu(project(h, up)), [layer.mlp.down_proj])
+        return pieces.add_norm(x, more, self.net.norm.weight, self.eps)[1]
 
 
 STEADY = ("default", "linear", "llama3")  # rotary embeddings whose angle is a function of the position alone
@@ -342,19 +361,54 @@ def hidden_before_steps(
 ) -> Float[Tensor, "k d"]:
     """Hidden state before each present step (row-major order), with gradient; a prompt is computed once a group.
 
-    The dense layers run on `sum(prompt_valid) + sum(present)` tokens instead of n * (p + t), and attention on grids
-    of rows of about the same length.
+    The dense layers run on `sum(prompt_valid) + sum(present)` tokens instead of n * (p + t); attention runs on packed
+    sequences in compiled loops, or on grids of rows of about the same length.
     """
-    device, dtype = steps.device, stack.net.embed_tokens.weight.dtype
+    device, weight = steps.device, stack.net.embed_tokens.weight
     fed = present.clone()  # a step is fed if another one follows it
     fed[:, :-1] &= present[:, 1:]
     fed[:, -1:] = False
-    cut = int(prompt_valid.sum())
-    among_prompts, prompt_grid = prompt_bias(prompt_valid, dtype), Grid(prompt_valid)
-    lengths = prompt_valid.sum(1)
-    tokens, positions = [prompts[prompt_valid]], [(prompt_valid.cumsum(1) - 1)[prompt_valid]]
+    pack = _sequences if kernels.applies(weight) else _grids
+    row, column, attend = pack(prompt_valid, fed, group, weight.dtype)
+    lengths, cut = prompt_valid.sum(1), int(prompt_valid.sum())
+    spare = steps.new_zeros(_spare(cut + len(row)))
+    tokens = torch.cat([prompts[prompt_valid], steps[row, column], spare])
+    positions = torch.cat([(prompt_valid.cumsum(1) - 1)[prompt_valid], lengths[group[row]] + column, spare])
+    hidden = stack(tokens, positions, attend)
     before = torch.full(present.shape, -1, device=device)  # the row of `hidden` before each step but the first
-    parts, sizes, at = [], [cut], cut
+    before[row, column + 1] = torch.arange(cut, cut + len(row), device=device)
+    # The prompt's last token stands before its rows' first steps, and is there once: copies of it come first.
+    first = present[:, 0].nonzero().flatten()
+    ends = pieces.take(hidden, lengths.cumsum(0) - 1)
+    every = torch.cat([pieces.repeat(ends, group[first]), hidden])
+    before += len(first)
+    before[first, 0] = torch.arange(len(first), device=device)
+    return pieces.take(every, before[present])
+
+
+def _spare(tokens: int) -> int:
+    """Tokens of nothing that make many of them a multiple of `WHOLE`."""
+    return -tokens % WHOLE if tokens >= 16 * WHOLE else 0
+
+
+def _sequences(
+    prompt_valid: Bool[Tensor, "m p"], fed: Bool[Tensor, "n t"], group: Int[Tensor, "n"], _: torch.dtype
+) -> tuple[Tensor, Tensor, Sequences]:
+    """Row and column of each fed step, in the order that they are packed behind the prompts, and their attention."""
+    row, column = fed.nonzero(as_tuple=True)
+    length = torch.cat([prompt_valid.sum(1), fed.sum(1)])
+    first = F.pad(torch.bincount(group, minlength=len(prompt_valid)).cumsum(0), (1, 0))
+    member = group.argsort(stable=True) + len(prompt_valid)
+    return row, column, Sequences(length.cumsum(0) - length, length, first, member)
+
+
+def _grids(
+    prompt_valid: Bool[Tensor, "m p"], fed: Bool[Tensor, "n t"], group: Int[Tensor, "n"], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Attend]:
+    """The same by torch's own attention, on grids of rows of about the same length."""
+    device = fed.device
+    among_prompts, prompt_grid = prompt_bias(prompt_valid, dtype), Grid(prompt_valid)
+    parts, places, sizes = [], [fed.new_zeros(2, 0, dtype=torch.long)], [int(prompt_valid.sum())]
     for rows in buckets((fed * torch.arange(1, fed.shape[1] + 1, device=device)).amax(1)):
         valid = fed[rows]
         size = int(valid.any(0).nonzero()[-1]) + 1
@@ -362,17 +416,11 @@ def hidden_before_steps(
         causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
         among = (causal & valid[:, None]) | torch.eye(size, dtype=torch.bool, device=device)
         shared = prompt_valid[own][:, None].expand(-1, size, -1)
-        count = int(valid.sum())
         parts.append((Grid(valid), own, _bias(torch.cat([shared, among], 2), dtype)))
-        sizes.append(count)
-        tokens.append(steps[rows, :size][valid])
-        positions.append((lengths[own][:, None] + torch.arange(size, device=device))[valid])
-        row, column = rows[:, None].expand_as(valid)[valid], torch.arange(size, device=device).expand_as(valid)[valid]
-        before[row, column + 1] = torch.arange(at, at + count, device=device)
-        at += count
-    sizes.append(-at % WHOLE if at >= 16 * WHOLE else 0)
-    tokens.append(steps.new_zeros(sizes[-1]))
-    positions.append(steps.new_zeros(sizes[-1]))
+        row, column = valid.nonzero(as_tuple=True)
+        places.append(torch.stack([rows[row], column]))
+        sizes.append(len(row))
+    sizes.append(_spare(sum(sizes)))
 
     def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (q0, *qs), (k0, *ks), (v0, *vs) = (x.split(sizes)[:-1] for x in (q, k, v))
@@ -384,11 +432,5 @@ def hidden_before_steps(
             out.append(grid.gather(attention(grid.spread(qi), ki, vi, bias)))
         return torch.cat([*out, out[0].new_zeros(sizes[-1], out[0].shape[1])])
 
-    hidden = stack(torch.cat(tokens), torch.cat(positions), attend)
-    # The prompt's last token stands before its rows' first steps, and is there once: copies of it come first.
-    first = present[:, 0].nonzero().flatten()
-    ends = pieces.take(hidden, lengths.cumsum(0) - 1)
-    every = torch.cat([pieces.repeat(ends, group[first]), hidden])
-    before += len(first)
-    before[first, 0] = torch.arange(len(first), device=device)
-    return pieces.take(every, before[present])
+    row, column = torch.cat(places, 1)
+    return row, column, attend

@@ -1,7 +1,7 @@
 """The pieces of a Llama layer between its matrix products, each with a backward pass of its own.
 
 Autograd's own chain for any of these is right, and is the plain twin in the tests; these make fewer passes over
-memory and keep less of it. They are differentiable once.
+memory and keep less of it, fewest where the loops of `kernels` are to be had. They are differentiable once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from surefoot import kernels
 
 
 def rms_norm(x: Float[Tensor, "s d"], weight: Float[Tensor, "d"], eps: float) -> Float[Tensor, "s d"]:
@@ -39,6 +41,56 @@ class _RMSNorm(torch.autograd.Function):
         return for_x, slope.sum(0) if ctx.needs_input_grad[1] else None, None
 
 
+def add_norm(
+    x: Float[Tensor, "s d"], delta: Float[Tensor, "s d"] | None, weight: Float[Tensor, "d"], eps: float
+) -> tuple[Float[Tensor, "s d"], Float[Tensor, "s d"]]:
+    """`x + delta` (x without one), and its `rms_norm`: what stands between two products of a residual stream."""
+    if kernels.applies(x) and (delta is None or kernels.applies(delta)) and kernels.applies(weight):
+        return _AddNorm.apply(x, delta, weight, eps)
+    x = x if delta is None else x + delta
+    return x, rms_norm(x, weight, eps)
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, delta, weight, eps):
+        total, out, scale = kernels.norm_forward(x, delta, weight, eps)
+        ctx.save_for_backward(total, weight, scale)
+        ctx.set_materialize_grads(False)
+        ctx.alone = delta is None
+        return total.view_as(total) if ctx.alone else total, out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, for_total, for_out):
+        total, weight, scale = ctx.saved_tensors
+        if for_out is None:
+            return for_total, None if ctx.alone else for_total, None, None
+        for_total = None if for_total is None else for_total.contiguous()
+        for_x, for_weight = kernels.norm_backward(for_total, for_out.contiguous(), total, weight, scale)
+        return for_x, None if ctx.alone else for_x, for_weight if ctx.needs_input_grad[2] else None, None
+
+
+def attention(y: Float[Tensor, "s (h+2g)*w"], packed: kernels.Packed) -> Float[Tensor, "s h*w"]:
+    """Causal attention of packed sequences, from rows that hold queries, keys and values not yet turned."""
+    return _Attention.apply(y, packed)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, packed):
+        out, lse = packed.attention(y)
+        ctx.save_for_backward(y, out, lse)
+        ctx.packed = packed
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        y, out, lse = ctx.saved_tensors
+        return ctx.packed.attention_backward(y, out, lse, grad.contiguous()), None
+
+
 def swiglu(y: Float[Tensor, "s f2"]) -> Float[Tensor, "s f"]:
     """`silu(gate) * up` of a row that holds the gate and then up."""
     return _SwiGLU.apply(y)
@@ -48,6 +100,8 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y):
         ctx.save_for_backward(y)
+        if kernels.applies(y):
+            return kernels.gated(y)
         gate, up = y.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
@@ -55,6 +109,8 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         (y,) = ctx.saved_tensors
+        if kernels.applies(y):
+            return kernels.gated_backward(y, grad.contiguous())
         gate, up = y.chunk(2, -1)
         out = torch.empty_like(y)
         for_gate, for_up = out.chunk(2, -1)
