@@ -38,6 +38,17 @@ def tiny_llama(seed: int = 0, vocab: int = 40, heads: int = 4, kv_heads: int = 2
     return model
 
 
+@pytest.fixture(params=["loops", "torch"])
+def engine(request, monkeypatch):
+    """The compiled loops, and torch's operations alone."""
+    from surefoot import kernels
+
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "applies", lambda _: False)
+    elif kernels.library() is None:
+        pytest.skip("no C compiler here")
+
+
 @pytest.fixture
 def llama():
     return tiny_llama()

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define LANES 16
-#define BLOCK 64 /* scores that are kept in registers */
+#define BLOCK (4 * LANES) /* scores that are made at once */
 #define PRAGMA(text) _Pragma(#text)
 #define PARALLEL(work) PRAGMA(omp parallel for schedule(static) if ((work) > 200000)) /* else not worth a thread */
 
@@ -36,6 +36,33 @@ static inline float greatest(const float *x, int64_t n) {
 #pragma omp simd reduction(max : m)
   for (int64_t i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
   return m;
+}
+
+/* s = exp(s - most) for the first n, and 0 up to whole lanes (for which there is room); returns their sum. */
+static inline float exponentials(float *restrict s, int64_t n, float most) {
+  float sum[LANES] = {0}, all = 0.0f;
+  for (int64_t j = n; j % LANES; j++) s[j] = -INFINITY;
+  for (int64_t j = 0; j < n; j += LANES)
+#pragma omp simd
+    for (int t = 0; t < LANES; t++) {
+      s[j + t] = exp_of(s[j + t] - most);
+      sum[t] += s[j + t];
+    }
+  for (int t = 0; t < LANES; t++) all += sum[t];
+  return all;
+}
+
+/* The same with the greatest of them, which it finds, for `most`. */
+static inline float softmax(float *restrict s, int64_t n, float *most) {
+  float m[LANES];
+  for (int t = 0; t < LANES; t++) m[t] = -INFINITY;
+  for (int64_t j = n; j % LANES; j++) s[j] = -INFINITY;
+  for (int64_t j = 0; j < n; j += LANES)
+#pragma omp simd
+    for (int t = 0; t < LANES; t++) m[t] = s[j + t] > m[t] ? s[j + t] : m[t];
+  *most = -INFINITY;
+  for (int t = 0; t < LANES; t++) *most = m[t] > *most ? m[t] : *most;
+  return exponentials(s, n, *most);
 }
 
 /* x += delta (where there is one); h = x / rms(x). [n d] */
@@ -133,57 +160,71 @@ void gated_backward(const float *both, const float *grad, float *out, int64_t n,
   }
 }
 
-/* s[j] = q . column j of kt [w ld], for j < count and up to the next multiple of LANES. */
-static inline void scores(const float *q, const float *kt, int64_t ld, int64_t count, int64_t w, float *s) {
-  int64_t j = 0;
-  for (; j + BLOCK <= count; j += BLOCK) {
-    float sum[BLOCK] = {0};
-    for (int64_t d = 0; d < w; d++)
-#pragma omp simd
-      for (int t = 0; t < BLOCK; t++) sum[t] += q[d] * kt[d * ld + j + t];
-    memcpy(s + j, sum, sizeof sum);
-  }
-  for (; j < count; j += LANES) {
-    float sum[LANES] = {0};
-    for (int64_t d = 0; d < w; d++)
-#pragma omp simd
-      for (int t = 0; t < LANES; t++) sum[t] += q[d] * kt[d * ld + j + t];
-    memcpy(s + j, sum, sizeof sum);
-  }
+typedef float Lanes __attribute__((vector_size(4 * LANES))); /* what stays in registers */
+
+static inline Lanes load(const float *x) {
+  Lanes v;
+  memcpy(&v, x, sizeof v);
+  return v;
 }
 
-/* out += sum_j s[j] v[j]; v [count w]. */
-static inline __attribute__((always_inline)) void mix(const float *restrict s, const float *restrict v, int64_t count,
-                                                      const int w, float *restrict out) {
-  for (int c = 0; c < w; c += 32) { /* columns that stay in registers, in two chains of sums */
-    const int size = w - c < 32 ? w - c : 32;
-    float even[32] = {0}, odd[32] = {0};
-    int64_t j = 0;
-    for (; j + 2 <= count; j += 2) {
-      const float *a = v + j * w + c, *b = a + w;
-#pragma omp simd
-      for (int t = 0; t < size; t++) {
-        even[t] += s[j] * a[t];
-        odd[t] += s[j + 1] * b[t];
+static inline void save(float *x, Lanes v) { memcpy(x, &v, sizeof v); }
+
+/* s[j] = q . column j of kt [w ld], for j < count and, in whole lanes, some beyond (ld, a multiple of LANES, at most). */
+static inline void scores(const float *restrict q, const float *restrict kt, int64_t ld, int64_t count, int64_t w,
+                          float *restrict s) {
+  int64_t j = 0; /* wide steps, even where a part of them is not asked for: sums side by side hide each other's wait */
+  while (j < count) {
+    const float *at = kt + j;
+    Lanes a = {0}, b = {0}, c = {0}, e = {0};
+    if (count - j > 2 * LANES && j + 4 * LANES <= ld) {
+      for (int64_t d = 0; d < w; d++, at += ld) {
+        a += q[d] * load(at);
+        b += q[d] * load(at + LANES);
+        c += q[d] * load(at + 2 * LANES);
+        e += q[d] * load(at + 3 * LANES);
       }
+      save(s + j, a), save(s + j + LANES, b), save(s + j + 2 * LANES, c), save(s + j + 3 * LANES, e);
+      j += 4 * LANES;
+    } else if (count - j > LANES) {
+      for (int64_t d = 0; d < w; d++, at += ld) {
+        a += q[d] * load(at);
+        b += q[d] * load(at + LANES);
+      }
+      save(s + j, a), save(s + j + LANES, b);
+      j += 2 * LANES;
+    } else {
+      for (int64_t d = 0; d + 1 < w; d += 2, at += 2 * ld) { /* w is even */
+        a += q[d] * load(at);
+        b += q[d + 1] * load(at + ld);
+      }
+      save(s + j, a + b);
+      j += LANES;
     }
-    if (j < count)
-#pragma omp simd
-      for (int t = 0; t < size; t++) even[t] += s[j] * v[j * w + c + t];
-#pragma omp simd
-    for (int t = 0; t < size; t++) out[c + t] += even[t] + odd[t];
   }
 }
 
-static inline void mixed(const float *s, const float *v, int64_t count, int w, float *out) {
-  if (w == 32)
-    mix(s, v, count, 32, out);
-  else if (w == 64)
-    mix(s, v, count, 64, out);
-  else if (w == 128)
-    mix(s, v, count, 128, out);
-  else
-    mix(s, v, count, w, out);
+/* out = sum_j s[j] v[j]; v [count w]. */
+static inline void mix(const float *restrict s, const float *restrict v, int64_t count, int64_t w, float *restrict out) {
+  int64_t c = 0;
+  for (; c + 2 * LANES <= w; c += 2 * LANES) {
+    Lanes a = {0}, b = {0}, e = {0}, f = {0}, a2 = {0}, b2 = {0}, e2 = {0}, f2 = {0};
+    const float *at = v + c;
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4, at += 4 * w) {
+      a += s[j] * load(at), a2 += s[j] * load(at + LANES);
+      b += s[j + 1] * load(at + w), b2 += s[j + 1] * load(at + w + LANES);
+      e += s[j + 2] * load(at + 2 * w), e2 += s[j + 2] * load(at + 2 * w + LANES);
+      f += s[j + 3] * load(at + 3 * w), f2 += s[j + 3] * load(at + 3 * w + LANES);
+    }
+    for (; j < count; j++, at += w) a += s[j] * load(at), a2 += s[j] * load(at + LANES);
+    save(out + c, (a + b) + (e + f)), save(out + c + LANES, (a2 + b2) + (e2 + f2));
+  }
+  for (; c < w; c++) { /* narrow heads, and what is left of odd ones */
+    float sum = 0.0f;
+    for (int64_t j = 0; j < count; j++) sum += s[j] * v[j * w + c];
+    out[c] = sum;
+  }
 }
 
 /* One step of decoding. Each row's heads [H queries, G keys, G values] of width w are turned by its position (pairs lie
@@ -199,7 +240,7 @@ void attend(float *y, const float *turns, const int64_t *position, const int64_t
   int64_t work = n * H * w * (P + slot) * 4;
   PARALLEL(work)
   for (int64_t i = 0; i < n; i++) {
-    float *row = y + i * (H + 2 * G) * w, s[P + room + 2 * LANES];
+    float *row = y + i * (H + 2 * G) * w, s[P + room + 2 * BLOCK], mixed[w];
     const float *turn = turns + position[i] * w;
     for (int64_t h = 0; h < H + G; h++)
 #pragma omp simd
@@ -217,20 +258,14 @@ void attend(float *y, const float *turns, const int64_t *position, const int64_t
       memcpy(v + slot * w, row + (H + G + g) * w, w * sizeof *v);
       for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
         const float *q = row + h * w;
-        float *to = out + (i * H + h) * w, sum = 0.0f;
+        float *to = out + (i * H + h) * w, most;
         scores(q, pk + none, P, asked, w, s);
         scores(q, k, room, slot + 1, w, s + asked);
         for (int64_t j = 0; j < blank; j++) s[j] = -INFINITY;
-        float most = greatest(s, all);
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < all; j++) {
-          s[j] = exp_of(s[j] - most);
-          sum += s[j];
-        }
-        memset(to, 0, w * sizeof *to);
-        mixed(s, pv + none * w, asked, (int)w, to);
-        mixed(s + asked, v, slot + 1, (int)w, to);
-        for (int64_t d = 0; d < w; d++) to[d] /= sum;
+        float sum = softmax(s, all, &most);
+        mix(s, pv + none * w, asked, w, to);
+        mix(s + asked, v, slot + 1, w, mixed);
+        for (int64_t d = 0; d < w; d++) to[d] = (to[d] + mixed[d]) / sum;
       }
     }
   }
@@ -293,18 +328,12 @@ static void queries_forward(const Packed *p, int64_t sequence, int64_t g, int64_
   for (int64_t i = 0; i < p->length[sequence]; i++) {
     int64_t token = p->start[sequence] + i, all = before + i + 1;
     for (int64_t h = g * many; h < (g + 1) * many; h++) {
-      float *to = out + (token * p->H + h) * w, sum = 0.0f;
+      float *to = out + (token * p->H + h) * w, most;
       turn(of_token(p, token, h), p->cos + token * w, p->sin + token * w, 1.0f, w, q);
       for (int64_t d = 0; d < w; d++) q[d] *= p->scale;
       scores(q, kt, room, all, w, s);
-      float most = greatest(s, all);
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < all; j++) {
-        s[j] = exp_of(s[j] - most);
-        sum += s[j];
-      }
-      memset(to, 0, w * sizeof *to);
-      mixed(s, v, all, (int)w, to);
+      float sum = softmax(s, all, &most);
+      mix(s, v, all, w, to);
       for (int64_t d = 0; d < w; d++) to[d] /= sum;
       lse[token * p->H + h] = most + logf(sum);
     }
@@ -333,29 +362,19 @@ void attention_forward(const float *y, const float *cos, const float *sin, const
 #define TILE 4 /* queries whose updates of keys and values are made together */
 
 /* out[j] += sum_b a[b][j] x[b], for j < count; a [TILE ld], x [TILE w], out [count w]. */
-static inline __attribute__((always_inline)) void update(const float *restrict a, int64_t ld, const float *restrict x,
-                                                         int64_t count, const int w, float *restrict out) {
-  for (int c = 0; c < w; c += 32) {
-    const int size = w - c < 32 ? w - c : 32;
+static inline void update(const float *restrict a, int64_t ld, const float *restrict x, int64_t count, int64_t w,
+                          float *restrict out) {
+  int64_t c = 0;
+  for (; c + LANES <= w; c += LANES) {
+    const Lanes x0 = load(x + c), x1 = load(x + w + c), x2 = load(x + 2 * w + c), x3 = load(x + 3 * w + c);
     for (int64_t j = 0; j < count; j++) {
       float *to = out + j * w + c;
-      const float a0 = a[j], a1 = a[ld + j], a2 = a[2 * ld + j], a3 = a[3 * ld + j];
-#pragma omp simd
-      for (int t = 0; t < size; t++)
-        to[t] += a0 * x[c + t] + a1 * x[w + c + t] + a2 * x[2 * w + c + t] + a3 * x[3 * w + c + t];
+      save(to, load(to) + (a[j] * x0 + a[ld + j] * x1) + (a[2 * ld + j] * x2 + a[3 * ld + j] * x3));
     }
   }
-}
-
-static inline void updated(const float *a, int64_t ld, const float *x, int64_t count, int w, float *out) {
-  if (w == 32)
-    update(a, ld, x, count, 32, out);
-  else if (w == 64)
-    update(a, ld, x, count, 64, out);
-  else if (w == 128)
-    update(a, ld, x, count, 128, out);
-  else
-    update(a, ld, x, count, w, out);
+  for (; c < w; c++)
+    for (int64_t j = 0; j < count; j++)
+      for (int64_t b = 0; b < TILE; b++) out[j * w + c] += a[b * ld + j] * x[b * w + c];
 }
 
 typedef struct {
@@ -369,10 +388,12 @@ static void queries_backward(const Packed *p, int64_t sequence, int64_t g, int64
   for (int64_t h = g * many; h < (g + 1) * many; h++)
     for (int64_t i = 0; i < size; i += TILE) {
       int64_t last = i + TILE < size ? i + TILE : size, most = before + last;
-      memset(t->q, 0, TILE * w * sizeof(float));
-      memset(t->go, 0, TILE * w * sizeof(float));
-      memset(t->p, 0, TILE * ld * sizeof(float));
-      memset(t->ds, 0, TILE * ld * sizeof(float));
+      for (int64_t b = last - i; b < TILE; b++) { /* the last tile may be short */
+        memset(t->q + b * w, 0, w * sizeof(float));
+        memset(t->go + b * w, 0, w * sizeof(float));
+        memset(t->p + b * ld, 0, ld * sizeof(float));
+        memset(t->ds + b * ld, 0, ld * sizeof(float));
+      }
       for (int64_t b = 0; b < last - i; b++) {
         int64_t token = p->start[sequence] + i + b, all = before + i + b + 1;
         const float *cos = p->cos + token * w, *sin = p->sin + token * w, *o = out + (token * H + h) * w;
@@ -385,20 +406,18 @@ static void queries_backward(const Packed *p, int64_t sequence, int64_t g, int64
         for (int64_t d = 0; d < w; d++) dot += go[d] * o[d];
         scores(q, t->kt, room, all, w, s);
         scores(go, t->vt, room, all, w, ds);
+        exponentials(s, all, whole);
+        for (int64_t j = 0; j < all; j += LANES)
 #pragma omp simd
-        for (int64_t j = 0; j < all; j++) {
-          s[j] = exp_of(s[j] - whole);
-          ds[j] = s[j] * (ds[j] - dot);
-        }
-        for (int64_t j = all; j < most + LANES; j++) s[j] = ds[j] = 0.0f; /* what whole lanes left behind */
-        memset(turned, 0, sizeof turned);
-        mixed(ds, t->k, all, (int)w, turned);
+          for (int t = 0; t < LANES; t++) ds[j + t] = s[j + t] * (ds[j + t] - dot);
+        for (int64_t j = all; j < most; j++) s[j] = ds[j] = 0.0f; /* what later queries of the tile see */
+        mix(ds, t->k, all, w, turned);
         for (int64_t d = 0; d < w; d++) turned[d] *= p->scale;
         turn(turned, cos, sin, -1.0f, w, back);
         memcpy(for_y + (token * (H + 2 * p->G) + h) * w, back, sizeof back);
       }
-      updated(t->ds, ld, t->q, most, (int)w, t->for_k);
-      updated(t->p, ld, t->go, most, (int)w, t->for_v);
+      update(t->ds, ld, t->q, most, w, t->for_k);
+      update(t->p, ld, t->go, most, w, t->for_v);
     }
 }
 

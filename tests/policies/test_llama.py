@@ -8,6 +8,8 @@ from surefoot.policies.causal_lm import CausalLM
 from surefoot.rollouts import Rollouts
 from tests.conftest import tiny_llama
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 class _Tokenizer:
     eos_token_id, pad_token_id, chat_template = 1, 0, None

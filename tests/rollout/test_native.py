@@ -13,6 +13,8 @@ from tests.conftest import tiny_llama, tiny_policy
 GROUP = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])
 SEEDS = torch.arange(8) * 104729 + 17
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 def _generate(model, prompts, group=GROUP, seeds=SEEDS, fast=True, **sampling):
     return generate(model, *prompts, group, seeds, Sampling(**({"max_new_tokens": 12} | sampling)), [1], fast=fast)
