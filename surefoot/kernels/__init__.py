@@ -79,6 +79,10 @@ def _built(compiler: str) -> Path:
     return path
 
 
+def _loops() -> Any:
+    return library()
+
+
 def applies(x: Tensor) -> bool:
     """Whether the loops can work on `x`: float32, dense, on a CPU, and there is a library."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and library() is not None
@@ -86,14 +90,14 @@ def applies(x: Tensor) -> bool:
 
 def add_norm(x: Float[Tensor, "n d"], delta: Float[Tensor, "n d"] | None, out: Tensor, eps: float) -> None:
     """`x += delta`, in place; `out = x / rms(x)`."""
-    library().add_norm(x.data_ptr(), None if delta is None else delta.data_ptr(), out.data_ptr(), *x.shape, eps)
+    _loops().add_norm(x.data_ptr(), None if delta is None else delta.data_ptr(), out.data_ptr(), *x.shape, eps)
 
 
 def gated(both: Float[Tensor, "n 2f"]) -> Float[Tensor, "n f"]:
     """`silu(gate) * up` of rows that hold a gate and, behind it, what it lets through."""
     n, width = both.shape
     out = both.new_empty(n, width // 2)
-    library().gated(both.data_ptr(), out.data_ptr(), n, width // 2)
+    _loops().gated(both.data_ptr(), out.data_ptr(), n, width // 2)
     return out
 
 
@@ -104,7 +108,7 @@ def norm_forward(
     total, out, scale = x if delta is None else torch.empty_like(x), torch.empty_like(x), x.new_empty(len(x))
     tables = (total, out, scale)
     more = None if delta is None else delta.data_ptr()
-    library().norm_forward(x.data_ptr(), more, weight.data_ptr(), *[t.data_ptr() for t in tables], *x.shape, eps)
+    _loops().norm_forward(x.data_ptr(), more, weight.data_ptr(), *[t.data_ptr() for t in tables], *x.shape, eps)
     return tables
 
 
@@ -116,14 +120,14 @@ def norm_backward(
     for_x, parts = torch.empty_like(total), total.new_empty(-(-n // RUN), d)
     tables = (for_out, total, weight, scale, for_x, parts)
     more = None if for_sum is None else for_sum.data_ptr()
-    library().norm_backward(more, *[t.data_ptr() for t in tables], n, d)
+    _loops().norm_backward(more, *[t.data_ptr() for t in tables], n, d)
     return for_x, parts.sum(0)
 
 
 def gated_backward(both: Float[Tensor, "n 2f"], grad: Float[Tensor, "n f"]) -> Float[Tensor, "n 2f"]:
     """Gradient of `gated`."""
     out = torch.empty_like(both)
-    library().gated_backward(both.data_ptr(), grad.data_ptr(), out.data_ptr(), *grad.shape)
+    _loops().gated_backward(both.data_ptr(), grad.data_ptr(), out.data_ptr(), *grad.shape)
     return out
 
 
@@ -162,13 +166,13 @@ class Packed:
         """
         out = y.new_zeros(len(y), self.queries * self.cos.shape[1])
         lse = y.new_zeros(len(y), self.queries)
-        self._call(library().attention_forward, y, out, lse)
+        self._call(_loops().attention_forward, y, out, lse)
         return out, lse
 
     def attention_backward(self, y: Tensor, out: Tensor, lse: Tensor, grad: Tensor) -> Float[Tensor, "s (h+2g)*w"]:
         """Gradient of `attention` with respect to `y`."""
         for_y = torch.zeros_like(y)
-        self._call(library().attention_backward, y, out, lse, grad, for_y)
+        self._call(_loops().attention_backward, y, out, lse, grad, for_y)
         return for_y
 
 
@@ -193,7 +197,7 @@ def attend(
     _, kv, width, size = prompt_keys.shape
     tables = (y, turns, position, group, padding, prompt_keys, prompt_values, keys, values, out)
     heads = out.shape[1] // width
-    library().attend(*[t.data_ptr() for t in tables], len(y), heads, kv, width, size, keys.shape[3], slot)
+    _loops().attend(*[t.data_ptr() for t in tables], len(y), heads, kv, width, size, keys.shape[3], slot)
 
 
 def draw(
@@ -205,7 +209,7 @@ def draw(
     """
     n, v = logits.shape
     tokens, logp = torch.empty(n, dtype=torch.long), logits.new_empty(n)
-    library().draw(logits.data_ptr(), u.data_ptr(), 1 / temperature, tokens.data_ptr(), logp.data_ptr(), n, v)
+    _loops().draw(logits.data_ptr(), u.data_ptr(), 1 / temperature, tokens.data_ptr(), logp.data_ptr(), n, v)
     return tokens, logp
 
 

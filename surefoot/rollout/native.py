@@ -233,7 +233,8 @@ def decoder(
     """
     if fast and llama.supported(model):
         stack = llama.frozen(model, len(group), dtype)
-        kind = _CompiledDecoder if _CompiledDecoder.applies(stack) else _PackedDecoder
+        loops = isinstance(stack, llama.FrozenStack) and stack.steady and kernels.applies(stack.net.embed_tokens.weight)
+        kind: Any = _CompiledDecoder if loops else _PackedDecoder
         return kind(stack, prompts, valid, group, block)
     if dtype not in (None, next(model.parameters()).dtype):
         raise InputError(f"engine in {dtype}: expected a Llama on the fast path")
@@ -386,11 +387,6 @@ class _CompiledDecoder:
         self.cache = [(hidden.new_zeros(n, kv, w, self.room), hidden.new_zeros(n, kv, self.room, w)) for _ in keys]
         self.longest = int(lengths.max())
         self.turns = stack.turns(self.longest + self.room)
-
-    @staticmethod
-    def applies(stack: llama.Stack) -> bool:
-        """Whether the loops compute this stack on this machine."""
-        return isinstance(stack, llama.FrozenStack) and stack.steady and kernels.applies(stack.net.embed_tokens.weight)
 
     def first(self) -> Float[Tensor, "n v"]:
         return self.opening
