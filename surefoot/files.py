@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from surefoot.errors import InputError
 
 
 def write_aside(path: Path, data: bytes) -> None:
@@ -26,6 +30,20 @@ def write_aside(path: Path, data: bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: it is none, with the line; an `OSError` where it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as e:
+        raise InputError(f"{path} line {e.lineno} column {e.colno}: {e.msg}; expected JSON") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; expected JSON") from None
 
 
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.errors import InputError, nearest
+from surefoot.files import read_json
 
 HERE = Path(__file__).parent
 
@@ -66,12 +66,7 @@ def module_of(slug: str) -> str | None:
 def result(slug: str) -> dict[str, Any]:
     """The recorded result of the paper's claim; empty until it has run."""
     path = HERE / "claims" / "results" / f"{slug}.json"
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise InputError(f"{path} line {e.lineno}: {e.msg}; expected JSON") from None
+    return read_json(path) if path.is_file() else {}
 
 
 @cache

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from surefoot.files import make_folder, write_aside
+from surefoot.errors import InputError
+from surefoot.files import make_folder, read_json, write_aside
 
 
 def _interrupt(*_):
@@ -88,3 +89,12 @@ def test_a_file_in_the_folders_place_is_an_error(tmp_path):
     with pytest.raises(NotADirectoryError):
         make_folder(tmp_path / "folder", fill)
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_what_is_no_json_is_one_line(tmp_path):
+    (tmp_path / "good").write_text('{"é": [1]}', encoding="utf-8")
+    assert read_json(tmp_path / "good") == {"é": [1]}
+    for data, complaint in ((b'{"a": 1,\n "b" 2}', "line 2 column 6: .*expected JSON"), (b"\xff", "not UTF-8")):
+        (tmp_path / "bad").write_bytes(data)
+        with pytest.raises(InputError, match=complaint):
+            read_json(tmp_path / "bad")

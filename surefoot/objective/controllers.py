@@ -26,8 +26,22 @@ def measured(metrics: Metrics, name: str) -> bool:
     return name in metrics and math.isfinite(metrics[name])
 
 
+class Steering(Part):
+    """A controller of one field by one metric; where that is missing or not finite, nothing moves."""
+
+    metric: str
+    field: str
+
+    def value(self, now: float) -> float:
+        """What the field becomes, from what the metric is now."""
+        raise NotImplementedError
+
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
+        return {self.field: self.value(metrics[self.metric])} if measured(metrics, self.metric) else {}
+
+
 @dataclass(frozen=True)
-class AdaptiveKL(Part):
+class AdaptiveKL(Steering):
     """PPO's adaptive penalty in its proportional form (Ziegler et al., arXiv 1909.08593, section 2.2).
 
     `e = clip(kl / target - 1, -0.2, 0.2);  coef *= 1 + gain * e`. The paper's gain is 0.1 per batch.
@@ -40,17 +54,15 @@ class AdaptiveKL(Part):
     metric: str = "kl"
     field: str = "regularizers.kl.coef"
 
-    def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if not measured(metrics, self.metric):
-            return {}
-        error = min(self.limit, max(-self.limit, metrics[self.metric] / self.target - 1))
+    def value(self, now: float) -> float:
+        error = min(self.limit, max(-self.limit, now / self.target - 1))
         coef = self.memory.get("coef", self.start) * (1 + self.gain * error)
         self.memory["coef"] = coef
-        return {self.field: coef}
+        return coef
 
 
 @dataclass(frozen=True)
-class DoublingKL(Part):
+class DoublingKL(Steering):
     """PPO's original rule (arXiv 1707.06347, section 4): halve below target / 1.5, double above 1.5 target."""
 
     target: float = 0.1
@@ -58,17 +70,15 @@ class DoublingKL(Part):
     metric: str = "kl"
     field: str = "regularizers.kl.coef"
 
-    def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if not measured(metrics, self.metric):
-            return {}
-        coef, kl = self.memory.get("coef", self.start), metrics[self.metric]
-        coef = coef / 2 if kl < self.target / 1.5 else coef * 2 if kl > self.target * 1.5 else coef
+    def value(self, now: float) -> float:
+        coef = self.memory.get("coef", self.start)
+        coef = coef / 2 if now < self.target / 1.5 else coef * 2 if now > self.target * 1.5 else coef
         self.memory["coef"] = coef
-        return {self.field: coef}
+        return coef
 
 
 @dataclass(frozen=True)
-class DualAscent(Part):
+class DualAscent(Steering):
     """Multiplier of the constraint `metric <= budget`: `lambda = max(0, lambda + rate (metric - budget))`.
 
     Attributes:
@@ -83,17 +93,15 @@ class DualAscent(Part):
     metric: str = "kl"
     field: str = "regularizers.kl.coef"
 
-    def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if not measured(metrics, self.metric):
-            return {}
-        excess = (metrics[self.metric] - self.budget) * (-1 if self.at_least else 1)
+    def value(self, now: float) -> float:
+        excess = (now - self.budget) * (-1 if self.at_least else 1)
         value = min(self.cap, max(0.0, self.memory.get("value", self.start) + self.rate * excess))
         self.memory["value"] = value
-        return {self.field: value}
+        return value
 
 
 @dataclass(frozen=True)
-class PID(Part):
+class PID(Steering):
     """Proportional-integral-derivative control of a metric towards a target; the output stays in [low, high].
 
     The integral stops growing while the output is saturated (anti-windup).
@@ -109,10 +117,8 @@ class PID(Part):
     metric: str = "kl"
     field: str = "regularizers.kl.coef"
 
-    def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if not measured(metrics, self.metric):
-            return {}
-        error = metrics[self.metric] - self.target
+    def value(self, now: float) -> float:
+        error = now - self.target
         integral = self.memory.get("integral", 0.0) + error
         slope = error - self.memory.get("error", error)
         raw = self.bias + self.kp * error + self.ki * integral + self.kd * slope
@@ -120,11 +126,11 @@ class PID(Part):
         self.memory["error"] = error
         if value == raw:
             self.memory["integral"] = integral
-        return {self.field: value}
+        return value
 
 
 @dataclass(frozen=True)
-class Hysteresis(Part):
+class Hysteresis(Steering):
     """Two values and a memory: `on` once the metric falls below `low`, `off` once it rises above `high`.
 
     With `low == high` this is bang-bang control.
@@ -141,13 +147,10 @@ class Hysteresis(Part):
         if self.low > self.high:
             raise InputError(f"controllers: low={self.low} above high={self.high}, expected low <= high")
 
-    def __call__(self, metrics: Metrics) -> dict[str, float]:
-        if not measured(metrics, self.metric):
-            return {}
-        active = self.memory.get("active", False)
-        active = metrics[self.metric] < self.low or active and metrics[self.metric] <= self.high
+    def value(self, now: float) -> float:
+        active = now < self.low or self.memory.get("active", False) and now <= self.high
         self.memory["active"] = bool(active)
-        return {self.field: self.on if active else self.off}
+        return self.on if active else self.off
 
 
 @dataclass(frozen=True)

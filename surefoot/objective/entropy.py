@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from surefoot.errors import InputError
-from surefoot.objective.controllers import measured
+from surefoot.objective.controllers import Steering
 from surefoot.objective.groups import working
 from surefoot.parts import Part
 from surefoot.rollouts import Rollouts
@@ -162,7 +161,7 @@ def clipped_bonus(bonus: Float[Tensor, "n t"], advantage: Float[Tensor, "n t"], 
 
 
 @dataclass(frozen=True)
-class EntropyTarget(Part):
+class EntropyTarget(Steering):
     """A controller: moves the coefficient of an entropy bonus so that the measured entropy meets a target.
 
     `log coef += rate * (target - entropy)` (soft actor-critic's temperature, arXiv 1812.05905, eq. 17), within bounds.
@@ -180,10 +179,8 @@ class EntropyTarget(Part):
     metric: str = "entropy"
     field: str = "regularizers.entropybonus.coef"
 
-    def __call__(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        if not measured(metrics, self.metric):
-            return {}
-        value = math.log(self.memory.get("coef", self.start)) + self.rate * (self.target - metrics[self.metric])
-        coef = min(self.high, max(self.low, math.exp(value)))
+    def value(self, now: float) -> float:
+        log_coef = math.log(self.memory.get("coef", self.start)) + self.rate * (self.target - now)
+        coef = min(self.high, max(self.low, math.exp(log_coef)))
         self.memory["coef"] = coef
-        return {self.field: coef}
+        return coef

@@ -13,6 +13,7 @@ import json
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +26,7 @@ from surefoot.policies.causal_lm import CausalLM
 from surefoot.policies.llama import backbone
 from surefoot.rollout.native import Sampling, decoder, draw, log_distribution, uniforms
 from surefoot.rollouts import Rollouts
+from surefoot.specs import call
 
 
 class SoftThinking(CausalLM):
@@ -175,16 +177,6 @@ class SoftThinking(CausalLM):
         return out[:, start : start + rollouts.steps].float()
 
 
-def load(
-    task: object,
-    base: str = "pebble",
-    end: str = "<answer>",
-    k: int = 5,
-    top_p: float = 0.95,
-    tau: float = 0.1,
-    noise: float = 1.0,
-    reduction: Reduction = "sum",
-    released: bool = False,
-) -> SoftThinking:
-    """A causal language model by name, thinking softly."""
-    return SoftThinking(CausalLM.load(base), end, k, top_p, tau, noise, reduction, released, base)
+def load(task: object, base: str = "pebble", **options: Any) -> SoftThinking:
+    """A causal language model by name, thinking softly, with the options of `SoftThinking`."""
+    return call(SoftThinking, options | {"base": base}, "policy soft-thinking", CausalLM.load(base))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.errors import InputError
+from surefoot.files import read_json
 
 SHOWN_STEPS = 60  # steps whose rewards the page carries
 SHOWN_POINTS = 2000  # points of one curve
@@ -74,12 +75,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """`evaluation.json`, or an empty dict."""
     path = folder / "evaluation.json"
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise InputError(f"{path} line {e.lineno}: {e.msg}; expected JSON") from None
+    return read_json(path) if path.is_file() else {}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

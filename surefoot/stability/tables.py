@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from surefoot.errors import InputError, nearest
 from surefoot.exact import cliff
 from surefoot.exact.mdp import MDP
+from surefoot.files import read_json
 
 Table = Float[np.ndarray, "s a"]
 STATE_NAMES, ACTION_NAMES = ("state", "prompt"), ("action", "response")
@@ -161,12 +161,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def _json(path: Path, weights: dict[str, float]) -> Problem:
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise InputError(f"{path} line {e.lineno} column {e.colno}: {e.msg}; expected JSON") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; expected JSON") from None
+    data = read_json(path)
     if isinstance(data, list):
         data = {"reward": data}
     if not isinstance(data, dict) or not ({"reward", "rewards"} & data.keys()):
