@@ -64,7 +64,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = [f"  {verb:<10} {importlib.import_module(f'surefoot.cli.{verb}').HELP}" for verb in VERBS]
+    lines = [f"  {verb:<11} {importlib.import_module(f'surefoot.cli.{verb}').HELP}" for verb in VERBS]
     return "\n".join(
         [
             "surefoot: policy optimization that keeps its footing",

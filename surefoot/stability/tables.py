@@ -161,7 +161,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def _json(path: Path, weights: dict[str, float]) -> Problem:
-    data = read_json(path)
+    data: Any = read_json(path)
     if isinstance(data, list):
         data = {"reward": data}
     if not isinstance(data, dict) or not ({"reward", "rewards"} & data.keys()):
