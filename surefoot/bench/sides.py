@@ -93,11 +93,17 @@ class Arithmetic:
 
     def __init__(self, trainer: Trainer):
         from surefoot.policies import llama
+        from surefoot.rollout import native
 
         self.seconds = 0.0
         self._inside = False
         for owner, name in (
-            (llama.Stack, "__call__"),
+            (llama, "prefill"),
+            (llama.FrozenStack, "__init__"),
+            (llama.FrozenStack, "logits"),
+            (native._CompiledDecoder, "step"),
+            (native._PackedDecoder, "step"),
+            (native._HuggingFaceDecoder, "step"),
             (CausalLM, "score"),
             (torch.Tensor, "backward"),
             (torch.nn.utils, "clip_grad_norm_"),

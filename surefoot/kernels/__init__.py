@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -41,7 +42,7 @@ SIGNATURES = {
     "attention_forward": (*[_P] * 9, *[_N] * 4, _F),
     "attention_backward": (*[_P] * 11, *[_N] * 4, _F),
     "attend": (*[_P] * 10, *[_N] * 7),
-    "draw": (_P, _P, _F, _P, _P, _N, _N),
+    "draw": (*[_P] * 4, _N, _N, _F),
 }
 
 
@@ -79,8 +80,14 @@ def _built(compiler: str) -> Path:
     return path
 
 
-def _loops() -> Any:
-    return library()
+def _run(name: str, tables: Sequence[Tensor | None], *numbers: float) -> None:
+    """Call a loop with the addresses of dense tables; a missing one is NULL."""
+    for t in tables:
+        if t is not None and not t.is_contiguous():
+            raise ValueError(
+                f"{name}: a table of shape {tuple(t.shape)} with strides {t.stride()}; expected a dense one"
+            )
+    getattr(library(), name)(*[None if t is None else t.data_ptr() for t in tables], *numbers)
 
 
 def applies(x: Tensor) -> bool:
@@ -90,14 +97,14 @@ def applies(x: Tensor) -> bool:
 
 def add_norm(x: Float[Tensor, "n d"], delta: Float[Tensor, "n d"] | None, out: Tensor, eps: float) -> None:
     """`x += delta`, in place; `out = x / rms(x)`."""
-    _loops().add_norm(x.data_ptr(), None if delta is None else delta.data_ptr(), out.data_ptr(), *x.shape, eps)
+    _run("add_norm", (x, delta, out), *x.shape, eps)
 
 
 def gated(both: Float[Tensor, "n 2f"]) -> Float[Tensor, "n f"]:
     """`silu(gate) * up` of rows that hold a gate and, behind it, what it lets through."""
     n, width = both.shape
     out = both.new_empty(n, width // 2)
-    _loops().gated(both.data_ptr(), out.data_ptr(), n, width // 2)
+    _run("gated", (both, out), n, width // 2)
     return out
 
 
@@ -106,10 +113,8 @@ def norm_forward(
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"], Float[Tensor, "n"]]:
     """`sum = x + delta` (x itself without one), `sum / rms(sum) * weight` and `1 / rms`."""
     total, out, scale = x if delta is None else torch.empty_like(x), torch.empty_like(x), x.new_empty(len(x))
-    tables = (total, out, scale)
-    more = None if delta is None else delta.data_ptr()
-    _loops().norm_forward(x.data_ptr(), more, weight.data_ptr(), *[t.data_ptr() for t in tables], *x.shape, eps)
-    return tables
+    _run("norm_forward", (x, delta, weight, total, out, scale), *x.shape, eps)
+    return total, out, scale
 
 
 def norm_backward(
@@ -118,16 +123,14 @@ def norm_backward(
     """Gradients of x (which is that of delta too) and of the weight."""
     n, d = total.shape
     for_x, parts = torch.empty_like(total), total.new_empty(-(-n // RUN), d)
-    tables = (for_out, total, weight, scale, for_x, parts)
-    more = None if for_sum is None else for_sum.data_ptr()
-    _loops().norm_backward(more, *[t.data_ptr() for t in tables], n, d)
+    _run("norm_backward", (for_sum, for_out, total, weight, scale, for_x, parts), n, d)
     return for_x, parts.sum(0)
 
 
 def gated_backward(both: Float[Tensor, "n 2f"], grad: Float[Tensor, "n f"]) -> Float[Tensor, "n 2f"]:
     """Gradient of `gated`."""
     out = torch.empty_like(both)
-    _loops().gated_backward(both.data_ptr(), grad.data_ptr(), out.data_ptr(), *grad.shape)
+    _run("gated_backward", (both, grad, out), *grad.shape)
     return out
 
 
@@ -154,10 +157,10 @@ class Packed:
     keys: int
     scale: float
 
-    def _call(self, function: Any, y: Tensor, *tables: Tensor) -> None:
+    def _run(self, name: str, y: Tensor, *tables: Tensor) -> None:
         own = (self.cos, self.sin, self.start, self.length, self.first, self.member)
-        pointers = [t.data_ptr() for t in (y, *own, *tables)]
-        function(*pointers, len(self.first) - 1, self.queries, self.keys, self.cos.shape[1], self.scale)
+        sizes = (len(self.first) - 1, self.queries, self.keys, self.cos.shape[1])
+        _run(name, (y, *own, *tables), *sizes, self.scale)
 
     def attention(self, y: Float[Tensor, "s (h+2g)*w"]) -> tuple[Float[Tensor, "s h*w"], Float[Tensor, "s h"]]:
         """Causal attention of rows of heads (queries, keys, values), and the log-sum-exp of its scores.
@@ -166,13 +169,13 @@ class Packed:
         """
         out = y.new_zeros(len(y), self.queries * self.cos.shape[1])
         lse = y.new_zeros(len(y), self.queries)
-        self._call(_loops().attention_forward, y, out, lse)
+        self._run("attention_forward", y, out, lse)
         return out, lse
 
     def attention_backward(self, y: Tensor, out: Tensor, lse: Tensor, grad: Tensor) -> Float[Tensor, "s (h+2g)*w"]:
         """Gradient of `attention` with respect to `y`."""
         for_y = torch.zeros_like(y)
-        self._call(_loops().attention_backward, y, out, lse, grad, for_y)
+        self._run("attention_backward", y, out, lse, grad, for_y)
         return for_y
 
 
@@ -197,7 +200,7 @@ def attend(
     _, kv, width, size = prompt_keys.shape
     tables = (y, turns, position, group, padding, prompt_keys, prompt_values, keys, values, out)
     heads = out.shape[1] // width
-    _loops().attend(*[t.data_ptr() for t in tables], len(y), heads, kv, width, size, keys.shape[3], slot)
+    _run("attend", tables, len(y), heads, kv, width, size, keys.shape[3], slot)
 
 
 def draw(
@@ -209,7 +212,7 @@ def draw(
     """
     n, v = logits.shape
     tokens, logp = torch.empty(n, dtype=torch.long), logits.new_empty(n)
-    _loops().draw(logits.data_ptr(), u.data_ptr(), 1 / temperature, tokens.data_ptr(), logp.data_ptr(), n, v)
+    _run("draw", (logits, u, tokens, logp), n, v, 1 / temperature)
     return tokens, logp
 
 

@@ -467,7 +467,7 @@ void attention_backward(const float *y, const float *cos, const float *sin, cons
 }
 
 /* The token at quantile u of softmax(scale * logits) [n v], and its log-probability (NaN where a logit is). */
-void draw(const float *logits, const double *u, float scale, int64_t *token, float *logp, int64_t n, int64_t v) {
+void draw(const float *logits, const double *u, int64_t *token, float *logp, int64_t n, int64_t v, float scale) {
   PARALLEL(20 * n * v)
   for (int64_t i = 0; i < n; i++) {
     const float *z = logits + i * v;

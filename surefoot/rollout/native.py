@@ -380,7 +380,7 @@ class _CompiledDecoder:
         self.position, self.group, self.used, self.room = lengths[group], group.contiguous(), 0, self.block
         self.padding = prompts.shape[1] + more - lengths
         self.prompts = [
-            (F.pad(k, (0, 0, more, 0)).transpose(-1, -2).contiguous(), F.pad(v, (0, 0, more, 0)))
+            (F.pad(k, (0, 0, more, 0)).transpose(-1, -2).contiguous(), F.pad(v, (0, 0, more, 0)).contiguous())
             for k, v in zip(keys, values, strict=True)
         ]
         n, kv, w = len(group), stack.kv_heads, stack.width

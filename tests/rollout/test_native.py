@@ -20,6 +20,20 @@ def _generate(model, prompts, group=GROUP, seeds=SEEDS, fast=True, **sampling):
     return generate(model, *prompts, group, seeds, Sampling(**({"max_new_tokens": 12} | sampling)), [1], fast=fast)
 
 
+@pytest.mark.parametrize("length", [1, 16, 33, 80])
+def test_long_and_short_prompts_agree_with_the_slow_decoder(length):
+    """Whatever the longest prompt is to the width of the machine's registers, and however short the others are."""
+    torch.manual_seed(0)
+    model, lengths = tiny_llama(), torch.tensor([length, 1, (length + 1) // 2, length])
+    prompts = torch.randint(2, 40, (4, length)), torch.arange(length) >= (length - lengths)[:, None]
+    rows = torch.arange(4).repeat_interleave(5)
+    engines = [native.decoder(model, *prompts, rows, fast, block=3) for fast in (True, False)]
+    with torch.no_grad():
+        for step in range(40):
+            fast, slow = (e.step(torch.full((20,), 2 + step % 38)) for e in engines)
+            torch.testing.assert_close(fast, slow, atol=2e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_fast_and_slow_decoders_agree(prompts, kv_heads):
     model = tiny_llama(kv_heads=kv_heads)
