@@ -114,7 +114,7 @@ def ask(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Question, str
             else f"beta {beta:g}, the KL of whole responses in the reward"
             if within == beta
             else f"beta {beta:g} is the method's KL coefficient, taken as that on whole responses: advantages divided "
-            "by a group's deviation, or lengths averaged, make the effective one another (--beta)"
+            "by a group's deviation, or lengths averaged, change the effective one (--beta)"
         )
     advantage = method.get("advantage", {"eps": 1e-6})
     return Question(
