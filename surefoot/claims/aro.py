@@ -118,13 +118,13 @@ def steps_to(curve: Float[np.ndarray, "l s"], target: Float[np.ndarray, "s"]) ->
 
 
 def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
-    """A; B and C in full, C on the first three seeds."""
+    """A; B and C in full."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         curves = {name: tuned(learn(arm, seeds, STEPS)) for name, arm in ARMS.items()}
         fixed = {name: tuned(learn(arm, seeds, STEPS, 1600)) for name, arm in ARMS.items() if size == "full"}
-        pretrained = compare(OPTIMIZERS, seeds=seeds[:3], **PRETRAINING) if size == "full" else {}
+        pretrained = compare(OPTIMIZERS, seeds=seeds, **PRETRAINING) if size == "full" else {}
     finally:
         torch.set_num_threads(threads)
     target = curves["AdamW"].min(0)

@@ -94,12 +94,12 @@ def verdict(grids: Sequence[dict[str, float]]) -> Verdict:
     return "reproduced" if mean > 2 * error and over_cloning > 2 * its_error else "not reproduced"
 
 
-def on_hopper(seeds: Sequence[int], updates: int) -> tuple[dict[str, list[float]], str]:
-    """Mean return over 16 held-out starts, by arm and seed."""
+def on_hopper(seeds: Sequence[int], updates: int, quality: str = "mixed") -> tuple[dict[str, list[float]], str]:
+    """Mean return over 16 held-out starts, by arm and seed, from logged data of that quality."""
     from surefoot import tasks
 
     try:
-        task = tasks.load(IQL.home.task)
+        task = tasks.load(f"offline:Hopper-v5:quality={quality}")
     except InputError as e:
         return {}, f"B was left out: {e}"
     clone = IQL.set("surrogate.beta", 1e9)

@@ -9,7 +9,7 @@ import surefoot as sf
 from surefoot.claims.gorl import quantile_map, run_arm, verdict
 from surefoot.errors import InputError
 from surefoot.methods.control.continuous_ppo import CONTINUOUS_PPO
-from surefoot.methods.control.gorl import GORL, LatentNorm
+from surefoot.methods.control.gorl import GORL, LatentNorm, staged
 from surefoot.objective.surrogates import Clip
 from surefoot.policies.flow import Velocity, euler, fit, flow_matching
 from surefoot.policies.gaussian import Gaussian, log_density
@@ -230,6 +230,18 @@ def test_a_stage_shows_the_policy_what_it_did_and_training_goes_on():
     assert len(world.shown[-1][0]) == 3, "all of it"
 
 
+def test_what_changes_with_the_second_stage_changes_when_it_begins():
+    controllers = GORL.fresh().controllers
+    for step in range(1, GORL.rollout.starts[0] - 1):
+        assert [c({}) for c in controllers] == [{}] * 3, f"after step {step}"
+    assert [c({}) for c in controllers] == [
+        {"surrogate.low": 0.3},
+        {"regularizers.latentnorm.coef": 0.001},
+        {"update.max_grad_norm": 1.0},
+    ]
+    assert staged(Stages(starts=(5, 9)), {"surrogate.low": 0.3})["controllers"][0].starts == (5,)
+
+
 def test_stages_refuse_what_cannot_work():
     with pytest.raises(InputError, match="keep=0"):
         Stages(keep=0.0)
@@ -294,3 +306,17 @@ def test_ppo_learns_an_environment(tmp_path):
         set=quick,
     )
     assert found.after["return"] > found.before["return"] + 200
+
+
+def test_ppo_learns_to_reach_in_mujoco(tmp_path):
+    pytest.importorskip("mujoco")
+    found = sf.train(
+        method=CONTINUOUS_PPO,
+        task="gym:Reacher-v5",
+        steps=8,
+        out=tmp_path / "run",
+        progress=False,
+        report=False,
+        set={"train.final_problems": 16, "train.eval_every": 0, "prompts.prompts": 32},
+    )
+    assert found.after["return"] > found.before["return"] + 1

@@ -4,6 +4,12 @@ Schulman et al., arXiv 1707.06347, eq. 7, with generalised advantages (arXiv 150
 step and a critic of its own. Rewards are scaled for the critic by `reward.weights` (here for Pendulum-v1, which pays
 about -1000 an episode); the advantages are whitened, so the policy does not see the scale. The home learns Pendulum in
 some 15 seconds. A minibatch holds whole episodes.
+
+MuJoCo's environments are tasks alike, with batches to their size: an arm that reaches, 50 steps an episode,
+
+    surefoot train --method continuous-ppo --task gym:Reacher-v5 --set prompts.prompts=64
+
+goes from a return of -12.5 on held-out starts to -4.3 in 60 batches: 23 seconds of one busy core (one seed).
 """
 
 from surefoot.method import Home, Paper, Update

@@ -24,7 +24,9 @@ the paper's (60, 60, 30 and 30 million steps); c is ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,7 +61,15 @@ class LatentNorm(Part):
         return {"latent": rollouts.actions[rollouts.mask].square().mean().sqrt()}
 
 
-PENDULUM = CONTINUOUS_PPO.home
+def staged(stages: Stages, later: Mapping[str, float]) -> dict[str, Any]:
+    """The slots of a training in stages, with the fields that take another value from the second stage on.
+
+    >>> staged(Stages(starts=(41, 81)), {"surrogate.low": 0.3})["controllers"]
+    (Phases(field='surrogate.low', starts=(41,), values=(0.3,)),)
+    """
+    changes = tuple(Phases(field, stages.starts[:1], (value,)) for field, value in later.items())
+    return {"rollout": stages, "controllers": changes}
+
 
 GORL = CONTINUOUS_PPO.but(
     name="gorl",
@@ -68,14 +78,12 @@ GORL = CONTINUOUS_PPO.but(
         year=2025,
         title="GoRL: An Algorithm-Agnostic Framework for Online RL with Generative Policies",
     ),
-    rollout=Stages(starts=(41, 81, 101)),
     surrogate=Clip(0.15),
     regularizers=(ValueLoss(coef=0.5, clip=None), EntropyBonus(0.001), LatentNorm()),
     update=Update(epochs=10, minibatches=8, max_grad_norm=0.5),
-    controllers=(
-        Phases("surrogate.low", starts=(41,), values=(0.3,)),
-        Phases("regularizers.latentnorm.coef", starts=(41,), values=(0.001,)),
-        Phases("update.max_grad_norm", starts=(41,), values=(1.0,)),
+    **staged(
+        Stages(starts=(41, 81, 101)),
+        {"surrogate.low": 0.3, "regularizers.latentnorm.coef": 0.001, "update.max_grad_norm": 1.0},
     ),
-    home=Home(policy="latent", task=PENDULUM.task, train={**PENDULUM.train, "steps": 120}),
+    home=Home(policy="latent", task=CONTINUOUS_PPO.home.task, train={**CONTINUOUS_PPO.home.train, "steps": 120}),
 )
