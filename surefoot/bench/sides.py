@@ -21,7 +21,9 @@ from surefoot.methods import find as find_method
 from surefoot.objective.divergences import KL, k3
 from surefoot.objective.surrogates import Clip
 from surefoot.parts import Part
+from surefoot.policies import llama
 from surefoot.policies.causal_lm import CausalLM, find
+from surefoot.rollout import native
 from surefoot.rollout.native import Sampling
 from surefoot.rollout.prompts import Request
 from surefoot.rollout.strategies import OnPolicy, World
@@ -88,27 +90,28 @@ def make_trainer(case: Case, device: str, fast: bool = True) -> Trainer:
     return Trainer(policy, task, method_of(case, policy.stop), settings)
 
 
+def model_calls(trainer: Trainer) -> list[tuple[Any, str]]:
+    """What computes the model, as (owner, name): the engine's forwards, scoring, backward, optimizer."""
+    engines = (native._CompiledDecoder, native._PackedDecoder, native._HuggingFaceDecoder)
+    return [
+        (llama, "prefill"),
+        (llama.FrozenStack, "__init__"),
+        (llama.FrozenStack, "logits"),
+        *((engine, "step") for engine in engines),
+        (CausalLM, "score"),
+        (torch.Tensor, "backward"),
+        (torch.nn.utils, "clip_grad_norm_"),
+        (trainer.optimizer, "step"),
+    ]
+
+
 class Arithmetic:
-    """Seconds inside what computes the model: the engine's forwards, scoring, backward, optimizer."""
+    """Seconds inside `model_calls`, each of which it replaces by one that is timed."""
 
     def __init__(self, trainer: Trainer):
-        from surefoot.policies import llama
-        from surefoot.rollout import native
-
         self.seconds = 0.0
         self._inside = False
-        for owner, name in (
-            (llama, "prefill"),
-            (llama.FrozenStack, "__init__"),
-            (llama.FrozenStack, "logits"),
-            (native._CompiledDecoder, "step"),
-            (native._PackedDecoder, "step"),
-            (native._HuggingFaceDecoder, "step"),
-            (CausalLM, "score"),
-            (torch.Tensor, "backward"),
-            (torch.nn.utils, "clip_grad_norm_"),
-            (trainer.optimizer, "step"),
-        ):
+        for owner, name in model_calls(trainer):
             setattr(owner, name, self._timed(getattr(owner, name)))
 
     def _timed(self, function: Callable) -> Callable:

@@ -71,9 +71,16 @@ class _Product(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
             product(grad, weight.t()) if for_x else None,
-            product(grad.t(), x.t()) if for_weight else None,
+            outer(grad, x) if for_weight else None,
             grad.sum(0) if for_bias else None,
         )
+
+
+def outer(grad: Float[Tensor, "s n"], x: Float[Tensor, "s k"]) -> Float[Tensor, "n k"]:
+    """`grad^T x`, a weight's gradient. oneDNN copies its first operand if it lies the other way: the narrower one."""
+    if grad.shape[1] <= x.shape[1]:
+        return product(grad.t(), x.t())
+    return product(x.t(), grad.t()).t().contiguous()
 
 
 class Frozen:

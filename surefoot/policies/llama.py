@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from surefoot import kernels
 from surefoot.errors import InputError
-from surefoot.objective.products import Frozen, available, product
+from surefoot.objective.products import Frozen, available, outer, product
 from surefoot.policies import pieces
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -98,7 +98,7 @@ class _Project(torch.autograd.Function):
         dx = product(grad, joined(weights).t()) if for_x else None
         if not any(for_weights):
             return dx, *[None] * len(weights)
-        return dx, *product(grad.t(), x.t()).split([len(w) for w in weights])
+        return dx, *outer(grad, x).split([len(w) for w in weights])
 
 
 def project(x: Float[Tensor, "s d"], maps: Sequence[Any]) -> Float[Tensor, "s k"]:

@@ -1,6 +1,7 @@
 """The bench's plumbing, on tiny work: counts, limits, curves, pages, refusals. No time is compared with anything."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from surefoot.bench import page, scaling
 from surefoot.bench.cases import CASES, find, trivial_reward
 from surefoot.bench.limits import decode_seconds, matmul_rates, step_flops, work
-from surefoot.bench.sides import make_trainer, surefoot_settings
+from surefoot.bench.sides import Arithmetic, make_trainer, model_calls, surefoot_settings
 from surefoot.bench.versus import compared, quartiles, summary
 from surefoot.cli import main
 from surefoot.errors import InputError
@@ -125,3 +126,24 @@ def test_no_cuda_device_is_one_line(capsys):
 def test_unknown_case():
     with pytest.raises(InputError, match="smollm2"):
         find("smolm2")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_computes_the_model_is_counted_as_arithmetic(fast, engine, monkeypatch):
+    """An engine whose forwards are not counted would look like overhead."""
+    trainer = make_trainer(replace(TINY, limit=6), "cpu", fast)
+    called = Counter()
+
+    def counting(function, name):
+        return lambda *args, **kwargs: called.update([name]) or function(*args, **kwargs)
+
+    for owner, name in model_calls(trainer):
+        monkeypatch.setattr(owner, name, counting(getattr(owner, name), name))
+    trainer.train_step()
+    assert called["score"] == 2, "the reference, and the update"
+    assert called["backward"] == called["clip_grad_norm_"] == 1
+    assert called["step"] == 5 + 1, "of the engine after the first token, and of the optimizer"
+    assert called["prefill"] == fast
+    before = Arithmetic(trainer)
+    trainer.train_step()
+    assert before.seconds > 0
