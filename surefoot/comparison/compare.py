@@ -16,9 +16,9 @@ from surefoot.comparison.launch import Job, run_jobs
 from surefoot.comparison.output import write
 from surefoot.comparison.results import Comparison, compare_runs
 from surefoot.errors import InputError
+from surefoot.files import write_aside
 from surefoot.method import Method
 from surefoot.tasks.base import Task
-from surefoot.training.files import write_aside
 from surefoot.training.loop import apply_overrides, resume, train
 from surefoot.training.settings import Settings
 

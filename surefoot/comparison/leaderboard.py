@@ -28,11 +28,11 @@ from surefoot.comparison.launch import Job, RunsFailed, run_jobs
 from surefoot.comparison.results import Comparison, compare_runs
 from surefoot.evaluation.evaluate import sample_heldout
 from surefoot.evaluation.intervals import clopper_pearson
+from surefoot.files import write_aside
 from surefoot.policies.causal_lm import CausalLM
 from surefoot.report.data import finite, read_config, read_evaluation, read_lines
 from surefoot.rollout.native import Sampling
 from surefoot.training.checkpoint import checkpoints
-from surefoot.training.files import write_aside
 
 TASKS = (tasks.DEFAULT, "rg:gcd:min_value=2,max_value=60", "rg:letter_counting:min_words=1,max_words=3")
 TUNING_SEED = 1000

@@ -14,8 +14,8 @@ import numpy as np
 from surefoot.comparison.leaderboard import Entry, Leaderboard, Stressed
 from surefoot.comparison.output import in_markdown, points, share
 from surefoot.comparison.results import Pair
+from surefoot.files import write_aside
 from surefoot.report.figures import COLOURS, QUIET, canvas, save
-from surefoot.training.files import write_aside
 
 BASE = "grpo"  # what every method is said to beat, or not
 

@@ -6,9 +6,9 @@ import json
 import math
 
 from surefoot.comparison.results import Comparison, Pair
+from surefoot.files import write_aside
 from surefoot.report.data import curves, finite, read_lines
 from surefoot.report.figures import methods_figure
-from surefoot.training.files import write_aside
 
 
 def write(comparison: Comparison) -> None:
