@@ -21,11 +21,15 @@ BASE = "grpo"  # what every method is said to beat, or not
 
 
 def write_page(found: Leaderboard, path: Path, command: str) -> list[Path]:
-    """Write the page and, beside it, `<stem>-accuracy` and `<stem>-stress` as PNG and SVG."""
-    stem = path.with_suffix("")
+    """Write the page and, beside it, `<stem>-accuracy` and `<stem>-stress` as PNG and SVG.
+
+    What somebody wrote in `<stem>.notes.md` comes last on the page.
+    """
+    stem, notes = path.with_suffix(""), path.with_suffix(".notes.md")
     accuracy, stress = stem.with_name(f"{stem.name}-accuracy"), stem.with_name(f"{stem.name}-stress")
     drawn = [*accuracy_figure(found, accuracy), *stress_figure(found, stress)]
-    write_aside(path, page(found, command, accuracy.name, stress.name).encode())
+    more = f"\n{notes.read_text(encoding='utf-8').strip()}\n" if notes.is_file() else ""
+    write_aside(path, (page(found, command, accuracy.name, stress.name) + more).encode())
     return [path, *drawn]
 
 

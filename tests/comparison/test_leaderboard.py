@@ -91,6 +91,9 @@ def test_the_page_says_what_was_found_and_what_it_cannot_see(found, tmp_path):
     rates = text.split("## Tuning")[1]
     assert "| 5.0e-04 | 1.0e-03 |" in rates and rates.count("**") == 4
     assert page(board, "c", "a", "s").splitlines()[0] == "# Leaderboard"
+    (tmp_path / "board.notes.md").write_text("## Notes\n\nMade on a Tuesday.\n")
+    write_page(board, tmp_path / "board.md", "surefoot leaderboard grpo rloo")
+    assert (tmp_path / "board.md").read_text() == f"{text}\n## Notes\n\nMade on a Tuesday.\n"
 
 
 def test_another_plan_in_the_same_folder_and_unknown_methods_are_refused(found, capsys):
