@@ -77,7 +77,12 @@ class _Product(torch.autograd.Function):
 
 
 def outer(grad: Float[Tensor, "s n"], x: Float[Tensor, "s k"]) -> Float[Tensor, "n k"]:
-    """`grad^T x`, a weight's gradient. oneDNN copies its first operand if it lies the other way: the narrower one."""
+    """`grad^T x`, a weight's gradient. oneDNN copies its first operand if it lies the other way: the narrower one.
+
+    >>> outer(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0], [5.0]]))
+    tensor([[ 3.],
+            [11.]])
+    """
     if grad.shape[1] <= x.shape[1]:
         return product(grad.t(), x.t())
     return product(x.t(), grad.t()).t().contiguous()
