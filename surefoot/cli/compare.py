@@ -8,10 +8,8 @@ HELP = "train several methods with several seeds; a table, a picture, which diff
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from surefoot import tasks
-
     parser.add_argument("methods", nargs="+", metavar="METHOD", help="slugs (surefoot papers), or module:OBJECT")
-    parser.add_argument("--task", default=tasks.DEFAULT, help="as for train")
+    parser.add_argument("--task", help="as for train; none takes the main job's")
     parser.add_argument("--policy", default="pebble", help="as for train")
     parser.add_argument("--reward", help="as for train")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds: 0, 1, ...")
@@ -25,13 +23,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from surefoot import tasks
     from surefoot.cli.train import overrides
     from surefoot.comparison import compare
     from surefoot.comparison.output import text
 
     found = compare(
         args.methods,
-        args.task,
+        args.task or tasks.DEFAULT,
         args.policy,
         seeds=args.seeds,
         steps=args.steps,

@@ -9,15 +9,12 @@ HELP = "tune, compare and stress many methods on several tasks; a page with tabl
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from surefoot.comparison.leaderboard import Plan
-
-    plan = Plan(())
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="slugs; none takes all for verifiable rewards")
-    parser.add_argument("--task", action="append", help=f"again for each task; none takes {', '.join(plan.tasks)}")
-    parser.add_argument("--policy", default=plan.policy, help="as for train")
-    parser.add_argument("--seeds", type=int, default=plan.seeds, help="how many seeds: 0, 1, ...")
-    parser.add_argument("--steps", type=int, default=plan.steps, help="batches to train on")
-    parser.add_argument("--problems", type=int, default=plan.problems, help="held-out problems")
+    parser.add_argument("--task", action="append", help="again for each task; none takes sums, divisors and counting letters")
+    parser.add_argument("--policy", default="pebble", help="as for train")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds: 0, 1, ...")
+    parser.add_argument("--steps", type=int, default=30, help="batches to train on")
+    parser.add_argument("--problems", type=int, default=256, help="held-out problems")
     parser.add_argument("--out", default="runs/leaderboard", help="folder of the runs; the same one again goes on")
     parser.add_argument("--page", default="leaderboard.md", help="the page; its pictures go beside it")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time on this machine")

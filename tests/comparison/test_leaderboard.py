@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -115,3 +118,17 @@ def test_each_task_has_a_folder_of_its_own():
     names = [L._folder(t) for t in others]
     assert len(set(names)) == len(others) and all(len(n) <= 60 for n in names)
     assert len({n.lower() for n in names}) == len(others), "also where case does not count"
+
+
+def test_the_command_asks_for_what_a_plan_is_by_itself(monkeypatch):
+    """Its help must not wait for torch, so the command repeats the numbers."""
+    asked = []
+    monkeypatch.setattr(L, "leaderboard", lambda plan, *_: asked.append(plan) or sys.exit())
+    with pytest.raises(SystemExit):
+        main(["leaderboard", "grpo"])
+    assert asked == [L.Plan(("grpo",))]
+    code = "import sys; from surefoot.cli import main; main(sys.argv[1:])"
+    for verb in ("leaderboard", "compare"):
+        call = [sys.executable, "-X", "importtime", "-c", code, verb, "--help"]
+        said = subprocess.run(call, capture_output=True, text=True)
+        assert "usage" in said.stdout and not re.search(r"\| +torch\n", said.stderr)
