@@ -10,7 +10,9 @@ HELP = "tune, compare and stress many methods on several tasks; a page with tabl
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="slugs; none takes all for verifiable rewards")
-    parser.add_argument("--task", action="append", help="again for each task; none takes sums, divisors and counting letters")
+    parser.add_argument(
+        "--task", action="append", help="again for each task; none takes sums, divisors and counting letters"
+    )
     parser.add_argument("--policy", default="pebble", help="as for train")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds: 0, 1, ...")
     parser.add_argument("--steps", type=int, default=30, help="batches to train on")

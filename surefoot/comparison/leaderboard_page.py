@@ -54,7 +54,8 @@ def page(found: Leaderboard, command: str, accuracy: str, stress: str) -> str:
     parts += [
         "## Larger learning rates",
         f"On {plan.tasks[0]}, at multiples of the policy's own learning rate. A run collapses if it stops on a number "
-        "that is not finite, or ends with a lower pass@1 than it began with; the interval is Clopper-Pearson's.",
+        "that is not finite, or ends with a lower pass@1 than it began with "
+        f"({plan.stress_samples} samples a problem); the interval is Clopper-Pearson's.",
         in_markdown(_stress_table(found)),
         f"![Collapse]({stress}.png)",
         "## Tuning",
