@@ -35,6 +35,20 @@ class Start(Part):
 
 
 @dataclass(frozen=True)
+class Fixed(Start):
+    """Another policy as it is, that need not be kin to the one that trains: what a teacher was trained from.
+
+    Attributes:
+        of: its specification: a folder, a name, `trained:steps=8` (`training.teachers`); empty is the start.
+    """
+
+    of: str = ""
+
+    def __call__(self, policy: Any, load: Load) -> Any:
+        return load(self.of).reference() if self.of else policy.reference()
+
+
+@dataclass(frozen=True)
 class EMA(Start):
     """An exponential moving average of the policy's weights: `ref <- decay ref + (1 - decay) policy`.
 

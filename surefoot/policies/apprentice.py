@@ -6,8 +6,6 @@ For tasks that pebble does not know. It is a `CausalLM` with pebble's tokenizer,
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from surefoot.cache import cache_folder
+from surefoot.cache import made_once
 from surefoot.errors import InputError
-from surefoot.files import make_folder
+from surefoot.policies.base import supervised
 from surefoot.policies.causal_lm import SHIPPED, CausalLM
 
 
@@ -35,17 +33,15 @@ def load(
     if not hasattr(task, "demonstrations"):
         raise InputError(f"policy 'apprentice': the task {getattr(task, 'name', task)!r} has no demonstrations")
     made_from = dict(task=task.name, width=width, layers=layers, steps=steps, batch=batch, lr=lr, seed=seed)
-    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
 
     def fill(aside: Path) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             policy = new(width, layers)
             learn(policy, task, steps, batch, lr, seed)
-        policy.save(aside)
-        (aside / "made.json").write_text(json.dumps(made_from, indent=1))
+            policy.save(aside)
 
-    policy = CausalLM.load(str(make_folder(cache_folder() / "apprentices" / digest, fill)))
+    policy = CausalLM.load(str(made_once("apprentices", made_from, fill)))
     policy.name = "apprentice"
     return policy
 
@@ -73,22 +69,15 @@ def new(width: int, layers: int) -> CausalLM:
 
 
 def learn(policy: CausalLM, task: Any, steps: int, batch: int, lr: float, seed: int) -> list[float]:
-    """Supervised steps on demonstrations, with a learning rate that falls to 0; returns the losses."""
+    """Supervised steps on demonstrations; returns the losses."""
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
-    losses = []
-    for step in range(steps):
+
+    def loss() -> torch.Tensor:
         tokens, said = rows(policy, task.demonstrations(rng, batch))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / steps)
         out = policy.model(input_ids=tokens[:, :-1]).logits
-        loss = F.cross_entropy(out[said[:, 1:]], tokens[:, 1:][said[:, 1:]])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+        return F.cross_entropy(out[said[:, 1:]], tokens[:, 1:][said[:, 1:]])
+
+    return supervised(policy.parameters(), loss, steps, lr)
 
 
 def rows(policy: CausalLM, conversations: list[list[tuple[str, bool]]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -137,6 +137,22 @@ def refuse_unknown(policy: Any, want: Collection[str]) -> None:
         raise InputError(
             f"policy {policy.name!r} ({policy.kind}) cannot give column {first!r}{nearest(first, policy.live)}"
         )
+
+
+def supervised(parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor], steps: int, lr: float) -> list[float]:
+    """Steps of AdamW on what `loss()` gives: a short warm-up, then a learning rate that falls to 0; the losses."""
+    parameters = list(parameters)
+    optimizer, losses = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0), []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / steps)
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(value.item())
+    return losses
 
 
 def generator(seed: int) -> torch.Generator:

@@ -20,22 +20,19 @@ The policy starts trained on its task's own questions and answers, in the cache.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from surefoot.cache import cache_folder
+from surefoot.cache import made_once
 from surefoot.errors import InputError
-from surefoot.files import write_aside
-from surefoot.policies.base import ModulePolicy, generator
+from surefoot.policies.base import ModulePolicy, generator, supervised
 from surefoot.policies.causal_lm import SHIPPED
 from surefoot.rollout.native import Sampling, draw, log_distribution, uniforms
 from surefoot.rollouts import Rollouts
@@ -233,24 +230,21 @@ class MaskedDiffusion(ModulePolicy):
 
     def fit(self, task: Any, steps: int, batch: int, lr: float, seed: int) -> list[float]:
         """Cross-entropy at masked positions, a uniform share of them, weighted 1 / share (LLaDA, eq. 3), on answers."""
+        if not hasattr(task, "demonstrations"):
+            raise InputError(f"policy 'masked-diffusion': the task {task.name!r} has no demonstrations")
         rng, g = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        optimizer, losses = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=0.0), []
-        for step in range(steps):
-            questions, answers = zip(*_answered(task, rng, batch), strict=True)
-            (prompts, valid), target = self.encode(questions), self._targets(answers)
+
+        def loss() -> Tensor:
+            shown = task.demonstrations(rng, batch)
+            prompts, valid = self.encode([conversation[0][0] for conversation in shown])
+            target = self._targets([conversation[1][0] for conversation in shown])
             size = torch.randint(1, self.length + 1, (batch, 1), generator=g)
             hidden = torch.rand(batch, self.length, generator=g).argsort(1).argsort(1) < size
             logits = self.model(prompts, valid, target.masked_fill(hidden, self.mask), torch.arange(batch))
             each = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-            loss = (each * hidden / size).sum(1).mean()
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / steps)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
+            return (each * hidden / size).sum(1).mean()
+
+        return supervised(self.model.parameters(), loss, steps, lr)
 
     def _targets(self, answers: Sequence[str]) -> Int[Tensor, "n t"]:
         """The answers' tokens, then `<eos>` to the end; what does not fit is cut."""
@@ -263,16 +257,6 @@ def denoising_score(logits: Float[Tensor, "n t v"], rollouts: Rollouts, of: Mask
     score = logits - logits.mean(-1, keepdim=True).detach() if of.centred else logits.log_softmax(-1)
     taken = score.gather(-1, rollouts.tokens[..., None])[..., 0]
     return (set_weights(rollouts.noise, of.weights) * taken).where(rollouts.present, 0.0)
-
-
-def _answered(task: Any, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Training questions with what should be said: the task's demonstrations, else the answer in its tags."""
-    if hasattr(task, "demonstrations"):
-        return [(conversation[0][0], conversation[1][0]) for conversation in task.demonstrations(rng, count)]
-    drawn = [task.train[int(i)] for i in rng.integers(min(len(task.train), 8192), size=count)]
-    if any(p.answer is None for p in drawn):
-        raise InputError(f"policy 'masked-diffusion': the task {task.name!r} has no answers to learn from")
-    return [(p.question, f"<answer>{p.answer}</answer>") for p in drawn]
 
 
 def load(
@@ -290,10 +274,11 @@ def load(
         torch.manual_seed(seed)
         policy = call(MaskedDiffusion, options, "policy masked-diffusion")
         shape = {k: policy.options[k] for k in ("length", "width", "layers")}
-        made = json.dumps([task.name, shape, steps, batch, rate, seed])
-        path = cache_folder() / "diffusion" / f"{hashlib.sha256(made.encode()).hexdigest()[:12]}.safetensors"
-        if not path.is_file():
+        made_from = dict(task=task.name, **shape, steps=steps, batch=batch, rate=rate, seed=seed)
+
+        def fill(aside: Path) -> None:
             policy.fit(task, steps, batch, rate, seed)
-            write_aside(path, save(policy.model.state_dict()))
-    policy.model.load_state_dict(load_file(path))
+            policy.save(aside)
+
+        policy.restore(made_once("diffusion", made_from, fill))
     return policy

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,7 +26,7 @@ from surefoot.errors import InputError
 from surefoot.rollout.native import Sampling, uniforms
 from surefoot.rollouts import Rollouts
 from surefoot.specs import call, leading_options
-from surefoot.tasks.base import Problem, Task
+from surefoot.tasks.base import Problem, Task, answered
 from surefoot.tasks.play import act
 
 Member = Callable[[str, bool], float]
@@ -68,6 +69,10 @@ class Arena:
         self.opponent, self.answers = opponent, answers
         self.train = base.train
         self.heldout = _Opposed(self)
+
+    def demonstrations(self, rng: np.random.Generator, count: int) -> list[list[tuple[str, bool]]]:
+        """Training questions with their answers."""
+        return answered(self.name, self.train, rng, count)
 
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """`rank` of training answers within their groups, or `win_rate` of held-out ones; `accuracy` beside them."""

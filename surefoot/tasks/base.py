@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from surefoot.errors import InputError
@@ -73,6 +74,10 @@ class TextTask:
         self.reward, self.max_new_tokens = reward, max_new_tokens
         self._keywords = _accepted(reward)
 
+    def demonstrations(self, rng: np.random.Generator, count: int) -> list[list[tuple[str, bool]]]:
+        """Conversations to learn from: pieces of text, each with whether the policy says it."""
+        return answered(self.name, self.train, rng, count)
+
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """Add each named reward [n], and `correct` from the reward `accuracy` (or the only reward)."""
         completions = rollouts.notes["completion"]
@@ -107,6 +112,18 @@ def _accepted(function: Callable) -> set[str]:
             f"expected names among {', '.join(sorted(offered))}"
         )
     return {p.name for p in parameters} & offered
+
+
+def answered(task: str, train: Sequence[Problem], rng: np.random.Generator, count: int) -> list[list[tuple[str, bool]]]:
+    """Training questions (of the first 8192), each with its answer in its tags, without work.
+
+    Raises:
+        InputError: a question without an answer.
+    """
+    drawn = [train[int(i)] for i in rng.integers(min(len(train), 8192), size=count)]
+    if any(p.answer is None for p in drawn):
+        raise InputError(f"task {task!r} has no answers to learn from")
+    return [[(p.question, False), (f"<answer>{p.answer}</answer>", True)] for p in drawn]
 
 
 def _checked(task: str, name: str, values: Any, problems: Sequence[Problem]) -> torch.Tensor:

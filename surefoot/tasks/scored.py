@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +22,7 @@ from surefoot.errors import InputError
 from surefoot.rollout.native import Sampling
 from surefoot.rollouts import Rollouts
 from surefoot.specs import call, leading_options
-from surefoot.tasks.base import Problem, Task
+from surefoot.tasks.base import Problem, Task, answered
 from surefoot.tasks.play import act
 
 PROXY, GOLD = "proxy", "gold"
@@ -105,6 +106,10 @@ class Scored:
         questions, said = [posed[g].question for g in group.tolist()], batch.notes["completion"]
         scores = {name: model(questions, said).double() for name, model in self.models.items()}
         return {name: (float(s.mean()), float(s.std().clamp_min(1e-6))) for name, s in scores.items()}
+
+    def demonstrations(self, rng: np.random.Generator, count: int) -> list[list[tuple[str, bool]]]:
+        """Training questions with their answers."""
+        return answered(self.name, self.train, rng, count)
 
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """The standardised score of each model as a reward; `correct` from the task's own judge."""

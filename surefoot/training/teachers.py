@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from surefoot import policies
-from surefoot.cache import cache_folder
-from surefoot.files import make_folder
+from surefoot.cache import made_once
 from surefoot.specs import call, read_options
 
 
@@ -36,16 +33,13 @@ def trained(task: Any, method: str = "grpo", policy: str = "pebble", steps: int 
     from surefoot.training.loop import train
 
     made_from = {"task": task.name, "method": method, "policy": policy, "steps": steps, "seed": seed}
-    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:8]
-    folder = cache_folder() / "teachers" / f"{Path(policy).name}-{method}-{steps}-{digest}"
 
     def fill(aside: Path) -> None:
         silent = {"train.final_problems": 0, "train.eval_every": 0, "train.log_rollouts": False}
         out = aside.parent / "run"
         told = {"steps": steps, "seed": seed, "out": out, "set": silent, "progress": False, "report": False}
         with torch.random.fork_rng(), torch.enable_grad():  # who asks may be drawing, or averaging without gradients
-            made = train(policy, task, method, **told)
-        made.policy.save(aside)
-        (aside / "made.json").write_text(json.dumps(made_from, indent=1))
+            train(policy, task, method, **told).policy.save(aside)
 
-    return policies.load(str(make_folder(folder, fill)), task)
+    folder = made_once("teachers", made_from, fill, stem=f"{Path(policy).name}-{method}-{steps}-")
+    return policies.load(str(folder), task)

@@ -15,11 +15,10 @@ from surefoot.methods.diffusion.gdsd import GDSD
 from surefoot.objective.advantages import GroupCentred, LeaveOneOut
 from surefoot.objective.preferences import LogRatio
 from surefoot.objective.surrogates import Regression
-from surefoot.policies import masked_diffusion
 from surefoot.policies.masked_diffusion import MaskedDiffusion, mask_draw, set_weights
 from surefoot.rollout.native import Sampling
 from surefoot.rollouts import Rollouts
-from surefoot.tasks.base import Problem
+from surefoot.tasks.prefs import Preferences
 from surefoot.tasks.two_hop import TwoHop
 
 OLD = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -262,12 +261,8 @@ def test_supervision_teaches_a_denoiser_and_it_is_kept_and_saved(tmp_path, monke
     assert torch.equal(policy.model.head.weight, again.model.head.weight) and again.centred
     again.save(tmp_path)
     assert policies.load(str(tmp_path)).centred
-    with pytest.raises(InputError, match="no answers"):
-        masked_diffusion._answered(_Unanswered(), np.random.default_rng(0), 2)
-
-
-class _Unanswered:
-    name, train = "unanswered", [Problem("a")]
+    with pytest.raises(InputError, match="no demonstrations"):
+        policies.load("masked-diffusion:length=5", Preferences("pairs", [], []))
 
 
 # --- training -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,6 +36,19 @@ def test_train_and_heldout_never_overlap(spec):
     train = {task.train[i].question for i in range(600)}
     assert not heldout & train and len(heldout) == min(200, len(task.heldout))
     assert all(map(is_held_out, heldout)) and not any(map(is_held_out, train))
+
+
+def test_a_text_task_demonstrates_its_answers_to_training_questions():
+    task = tasks.load("rg:gcd:min_value=2,max_value=60")
+    shown = task.demonstrations(np.random.default_rng(0), 40)
+    assert not any(is_held_out(question) for (question, _), _ in shown)
+    assert all((own, says) == (False, True) for (_, own), (_, says) in shown)
+    asked = {task.train[i].question: task.train[i] for i in range(8192)}
+    posed = [asked[question] for (question, _), _ in shown]
+    assert _judged(task, posed, [said for _, (said, _) in shown]).correct.all()
+    silent = tasks.TextTask("silent", [tasks.Problem("a")], [tasks.Problem("b")], exact)
+    with pytest.raises(InputError, match="no answers"):
+        silent.demonstrations(np.random.default_rng(0), 2)
 
 
 def test_problems_are_a_function_of_their_index():

@@ -15,6 +15,7 @@ LIGHTER = {  # what a home makes once and keeps in the cache is made smaller, in
     "prefs:make=": "prefs:pairs=12,samples=4,make=",
     "quality=mixed": "quality=random,size=400",
     "apprentice:steps=120": "apprentice:steps=2",
+    "masked-diffusion:length=5": "masked-diffusion:length=5,steps=60,batch=32",
     "trained:method=grpo,steps=8": "trained:method=grpo,steps=1",
 }
 NEEDS = {"digits": "sklearn", "offline:": "mujoco", "gym:": "mujoco"}

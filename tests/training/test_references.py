@@ -6,7 +6,7 @@ import torch
 from surefoot.errors import InputError
 from surefoot.method import Method
 from surefoot.methods.rlvr.grpo import GRPO
-from surefoot.objective.references import EMA, Snapshot, Soup, Start, average, weights
+from surefoot.objective.references import EMA, Fixed, Snapshot, Soup, Start, average, weights
 from surefoot.pretraining.tokenizer import build
 from surefoot.rollout.prompts import Uniform
 from surefoot.training import checkpoint
@@ -39,6 +39,22 @@ def test_the_start_stays_where_it_was():
         trainer.train_step()
     assert torch.equal(_flat(trainer._reference), before) and not torch.equal(_flat(trainer.policy), before)
     assert trainer.moved_reference == {}, "what can be made again is not saved"
+
+
+def test_another_policy_as_the_reference_need_not_be_kin_and_stays(tmp_path):
+    folder = _folder(tmp_path / "other", 3, num_hidden_layers=1)
+    trainer = _trainer(Fixed(of=folder))
+    from surefoot import policies
+
+    other, first = policies.load(folder), trainer.train_step()
+    with torch.no_grad():
+        expected = other.score(first.batch, {"logp"})["logp"]
+    torch.testing.assert_close(first.batch.ref_logp, expected)
+    trainer.train_step()
+    assert torch.equal(_flat(trainer._reference), _flat(other)) and trainer.moved_reference == {}
+    assert all(not w.requires_grad for _, w in weights(trainer._reference))
+    start = _trainer(Fixed())
+    assert torch.equal(_flat(start._reference), _flat(start.policy)), "none named: the start"
 
 
 def test_a_moving_average_follows_by_its_recursion():

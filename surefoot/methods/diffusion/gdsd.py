@@ -48,7 +48,7 @@ GDSD = GRPO.but(
     reference=Snapshot(every=64),
     home=Home(
         policy="masked-diffusion:length=5",
-        task="two-hop",
-        train={"lr": 1e-4, "steps": 120, "eval_every": 40, "final_samples": 8},
+        task="rg:gcd:min_value=2,max_value=60",
+        train={"lr": 1e-4, "steps": 60, "eval_every": 20, "final_samples": 8},
     ),
 )
