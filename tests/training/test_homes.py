@@ -8,6 +8,7 @@ import pytest
 from surefoot import methods
 from surefoot.cli import main
 from surefoot.method import Home
+from surefoot.policies import pruned
 from surefoot.policies.flow import Flow
 
 HOMES = {slug: home for slug in methods.names() if (home := methods.find(slug).home) != Home()}
@@ -15,6 +16,7 @@ LIGHTER = {  # what a home makes once and keeps in the cache is made smaller, in
     "prefs:make=": "prefs:pairs=12,samples=4,make=",
     "quality=mixed": "quality=random,size=400",
     "apprentice:steps=120": "apprentice:steps=2",
+    "pruned:layers=3": "pruned:layers=3,steps=1",
     "masked-diffusion:length=5": "masked-diffusion:length=5,steps=60,batch=32",
     "trained:method=grpo,steps=8": "trained:method=grpo,steps=1",
 }
@@ -34,6 +36,7 @@ def test_a_method_runs_at_home_and_goes_on(slug, cache, tmp_path, monkeypatch, c
         if home.task.startswith(kind):
             pytest.importorskip(package)
     monkeypatch.setattr(Flow, "fit", partialmethod(Flow.fit, steps=30))
+    monkeypatch.setattr(pruned, "BLOCK", pruned.QUESTIONS)
     named = []
     for flag in ("policy", "task", "teacher"):
         lighter = usual = getattr(home, flag)

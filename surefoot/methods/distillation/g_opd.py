@@ -10,7 +10,8 @@ reference cancels. G-OPD scales the reward by lambda:
 
 lambda = 1 is plain distillation, whatever the reference; below it lies between reference and teacher; above it (ExOPD;
 the paper takes 1.25) it goes on in the direction that the teacher's own training took from the reference. That asks for
-a reference that is what the teacher was trained from ("reward correction"); by default it is the student as it starts.
+a reference that is what the teacher was trained from ("reward correction"; of pebble's: `--set reference.of=pebble`); by
+default it is the student as it starts.
 
 OUR READING: the authors' advantage counts each token's own term alone (`gamma=0`), whose fixed point is
 ref (T / ref)^lambda token by token; that of J, over whole sequences, needs what comes after (`gamma=1`), and differs
@@ -29,6 +30,7 @@ from surefoot.method import Home, Paper
 from surefoot.methods.rlvr.grpo import GRPO
 from surefoot.objective.aggregation import TokenMean
 from surefoot.objective.distillation import LogRatioAdvantage
+from surefoot.objective.references import Fixed
 from surefoot.objective.surrogates import EngineCorrected, PolicyGradient
 from surefoot.parts import Part
 from surefoot.rollout.prompts import Uniform
@@ -71,10 +73,15 @@ G_OPD = GRPO.but(
         year=2026,
         title="Learning beyond Teacher: Generalized On-Policy Distillation with Reward Extrapolation",
     ),
-    home=Home(teacher="trained:method=grpo,steps=8", train={"steps": 20, "eval_every": 5}),
+    home=Home(
+        policy="pruned:layers=3",
+        teacher="trained:method=grpo,steps=8",
+        train={"lr": 1e-3, "steps": 40, "eval_every": 10},
+    ),
     prompts=Uniform(prompts=128, rollouts=1),
     advantage=Extrapolated(),
     surrogate=EngineCorrected(PolicyGradient(), cap=5.0),
     regularizers=(),
     aggregate=TokenMean(),
+    reference=Fixed(),
 )
