@@ -10,7 +10,7 @@ reference cancels. G-OPD scales the reward by lambda:
 
 lambda = 1 is plain distillation, whatever the reference; below it lies between reference and teacher; above it (ExOPD;
 the paper takes 1.25) it goes on in the direction that the teacher's own training took from the reference. That asks for
-a reference that is what the teacher was trained from ("reward correction"; of pebble's: `--set reference.of=pebble`); by
+a reference that is what the teacher was trained from ("reward correction", at home `--set reference.of=pebble`); by
 default it is the student as it starts.
 
 OUR READING: the authors' advantage counts each token's own term alone (`gamma=0`), whose fixed point is
