@@ -42,7 +42,7 @@ def test_the_start_stays_where_it_was():
 
 
 def test_another_policy_as_the_reference_need_not_be_kin_and_stays(tmp_path):
-    folder = _folder(tmp_path / "other", 3, num_hidden_layers=1)
+    folder = _folder(tmp_path / "other", 3, heads=2, kv_heads=1)
     trainer = _trainer(Fixed(of=folder))
     from surefoot import policies
 
