@@ -255,14 +255,14 @@ def test_supervision_teaches_a_denoiser_and_it_is_kept_and_saved(tmp_path, monke
     monkeypatch.setenv("SUREFOOT_CACHE", str(tmp_path / "cache"))
     losses = _policy(width=32).fit(TwoHop(), 60, 32, 3e-3, 0)
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
+    with pytest.raises(InputError, match="no demonstrations"):
+        policies.load("masked-diffusion:length=5", Preferences("pairs", [], []))
     policy = policies.load("masked-diffusion:length=5,width=16,layers=1,steps=3", TwoHop())
     monkeypatch.setattr(MaskedDiffusion, "fit", lambda *_: pytest.fail("made again"))
     again = policies.load("masked-diffusion:length=5,width=16,layers=1,steps=3,centred=true", TwoHop())
     assert torch.equal(policy.model.head.weight, again.model.head.weight) and again.centred
     again.save(tmp_path)
     assert policies.load(str(tmp_path)).centred
-    with pytest.raises(InputError, match="no demonstrations"):
-        policies.load("masked-diffusion:length=5", Preferences("pairs", [], []))
 
 
 # --- training -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,10 @@ OUR READING: the authors' advantage counts each token's own term alone (`gamma=0
 ref (T / ref)^lambda token by token; that of J, over whole sequences, needs what comes after (`gamma=1`), and differs
 for lambda != 1. Log-ratios are not bounded in the paper; `clip` bounds them. Eq. 12 lacks its normaliser, eq. 14 prints
 the advantage with the sign of a cost.
+
+At home a pebble of three layers, pruned and healed here, learns from the whole pebble after 8 steps of GRPO. Found with
+lambda = 1, seed 0, in 20 updates: pass@1 from 8.5 % to 19.9 % on 512 held-out problems; the teacher's is 59.0 %. Whether
+lambda above 1 ends higher was not measured on these two; in the exact claim it does.
 """
 
 from __future__ import annotations
