@@ -19,8 +19,8 @@ for lambda != 1. Log-ratios are not bounded in the paper; `clip` bounds them. Eq
 the advantage with the sign of a cost.
 
 At home a pebble of three layers, pruned and healed here, learns from the whole pebble after 8 steps of GRPO. Found with
-lambda = 1, seed 0, in 20 updates: pass@1 from 8.5 % to 19.9 % on 512 held-out problems; the teacher's is 59.0 %. Whether
-lambda above 1 ends higher was not measured on these two; in the exact claim it does.
+lambda = 1, seed 0, in 20 updates: pass@1 from 8.5 % to 19.9 % on 512 held-out problems; the teacher's is 59.0 %.
+Whether lambda above 1 ends higher was not measured on these two; in the exact claim it does.
 """
 
 from __future__ import annotations
