@@ -299,11 +299,12 @@ def test_ppo_learns_an_environment(tmp_path):
     quick = {"train.final_problems": 8, "train.eval_every": 0}
     found = sf.train(
         method=CONTINUOUS_PPO,
+        task="gym:Pendulum-v1",
         steps=10,
         out=tmp_path / "run",
         progress=False,
         report=False,
-        set=quick,
+        set=quick | {"prompts.prompts": 16},
     )
     assert found.after["return"] > found.before["return"] + 200
 
@@ -312,7 +313,6 @@ def test_ppo_learns_to_reach_in_mujoco(tmp_path):
     pytest.importorskip("mujoco")
     found = sf.train(
         method=CONTINUOUS_PPO,
-        task="gym:Reacher-v5",
         steps=8,
         out=tmp_path / "run",
         progress=False,

@@ -18,8 +18,12 @@ of the fit that states share. See `surefoot reproduce gorl`.
 
 OUR READING: the value network lives on over stages, as the start of a stage behaves as the end of the last one; the
 last encoder of a stage is taken, not the one that evaluates best; a refit is 2000 steps along a cosine, not 50 epochs
-with the best validation loss. The stages of the home, 40, 40, 20 and 20 batches of 16 episodes, have the proportions of
+with the best validation loss. The stages of the home, 20, 20, 10 and 10 batches of 64 episodes, have the proportions of
 the paper's (60, 60, 30 and 30 million steps); c is ours.
+
+At home (MuJoCo's Reacher-v5, 64 held-out starts, three seeds) returns go from -12.4 to -6.5 in the Gaussian stage, to
+-4.50 in the first with a flow, and then fall to -4.81 and -5.01: later refits cost what their stages do not win back.
+`continuous-ppo` is at -4.21 after as many steps of the environment, on every seed above GoRL.
 """
 
 from __future__ import annotations
@@ -82,8 +86,8 @@ GORL = CONTINUOUS_PPO.but(
     regularizers=(ValueLoss(coef=0.5, clip=None), EntropyBonus(0.001), LatentNorm()),
     update=Update(epochs=10, minibatches=8, max_grad_norm=0.5),
     **staged(
-        Stages(starts=(41, 81, 101)),
+        Stages(starts=(21, 41, 51), collect=10),
         {"surrogate.low": 0.3, "regularizers.latentnorm.coef": 0.001, "update.max_grad_norm": 1.0},
     ),
-    home=Home(policy="latent", task=CONTINUOUS_PPO.home.task, train={**CONTINUOUS_PPO.home.train, "steps": 120}),
+    home=Home(policy="latent", task=CONTINUOUS_PPO.home.task, train={**CONTINUOUS_PPO.home.train, "steps": 60}),
 )
