@@ -59,7 +59,8 @@ def page(found: Leaderboard, command: str, accuracy: str, stress: str) -> str:
         in_markdown(_stress_table(found)),
         f"![Collapse]({stress}.png)",
         "## Tuning",
-        "Training accuracy over the last third of the steps, at each learning rate; the best is used above.",
+        "Training accuracy over the last third of the steps, at each learning rate; the best is used above. "
+        + edges(found),
         in_markdown(_tuning_table(found)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -100,6 +101,15 @@ def verdict(found: Leaderboard, task: str) -> str:
     if narrower:
         said.append(f"pass@{found.plan.samples} fell for {', '.join(narrower)}.")
     return " ".join(said)
+
+
+def edges(found: Leaderboard) -> str:
+    """Which methods' best rates are at the end of those tried, beyond which a better one may lie."""
+    ends = [m for m, row in found.tuning.items() if max(row, key=lambda lr: row[lr]) in (min(row), max(row))]
+    if not ends:
+        return "No best rate is the lowest or the highest that was tried."
+    who = "every method" if len(ends) == len(found.tuning) else _list(ends)
+    return f"For {who} the best is the lowest or the highest that was tried: a better one may lie beyond."
 
 
 def accuracy_figure(found: Leaderboard, stem: Path) -> list[Path]:

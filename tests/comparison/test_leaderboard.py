@@ -13,7 +13,7 @@ import pytest
 
 from surefoot.cli import main
 from surefoot.comparison import leaderboard as L
-from surefoot.comparison.leaderboard_page import page, write_page
+from surefoot.comparison.leaderboard_page import edges, page, write_page
 from surefoot.errors import InputError
 from tests.report.folders import lines, make_run
 
@@ -93,6 +93,9 @@ def test_the_page_says_what_was_found_and_what_it_cannot_see(found, tmp_path):
     assert "No difference shown: rloo." in text and "Every method helped." in text
     rates = text.split("## Tuning")[1]
     assert "| 5.0e-04 | 1.0e-03 |" in rates and rates.count("**") == 4
+    assert "For every method the best is the lowest or the highest that was tried" in rates
+    inside = replace(board, tuning={"grpo": {1.0: 0.1, 2.0: 0.9, 3.0: 0.2}, "rloo": {1.0: 0.3, 2.0: 0.2, 3.0: 0.1}})
+    assert "For rloo the best" in edges(inside)
     assert page(board, "c", "a", "s").splitlines()[0] == "# Leaderboard"
     (tmp_path / "board.notes.md").write_text("## Notes\n\nMade on a Tuesday.\n")
     write_page(board, tmp_path / "board.md", "surefoot leaderboard grpo rloo")
