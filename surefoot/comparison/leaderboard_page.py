@@ -156,7 +156,7 @@ def stress_figure(found: Leaderboard, stem: Path) -> list[Path]:
             xlabel="runs that collapsed, % (band: 95 %)",
             title="At multiples of the learning rate",
         )
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left")
         axes.grid(axis="y", visible=False)
         return save(figure, stem)
 
