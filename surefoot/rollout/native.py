@@ -105,13 +105,16 @@ def draw(logp: Float[Tensor, "b v"], u: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
 
 
 def sampled(
-    logits: Float[Tensor, "b v"], u: Float[Tensor, "b"], sampling: Sampling
+    logits: Float[Tensor, "b v"], u: Float[Tensor, "b"], sampling: Sampling, banned: Int[Tensor, "k"]
 ) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:
-    """The token at quantile `u` (float64) of each row's sampling distribution, and its log-probability there."""
+    """The token at quantile `u` (float64) of each row's sampling distribution, and its log-probability there.
+
+    `banned` are the tokens of `sampling.suppress`.
+    """
     whole = sampling.temperature > 0 and not (sampling.top_p < 1 or sampling.top_k or sampling.min_p)
     if whole and kernels.applies(logits):
-        if sampling.suppress:
-            logits = logits.index_fill(-1, torch.tensor(sampling.suppress), -torch.inf)
+        if len(banned):
+            logits = logits.index_fill(-1, banned, -torch.inf)
         return kernels.draw(logits, u, sampling.temperature)
     logp = log_distribution(logits, sampling)
     token = draw(logp, u)
@@ -173,11 +176,16 @@ def continued(
     stops[list(stop)] = True
     u = uniforms(seeds.to(device), limit, offset).t().contiguous()
     rows = torch.arange(count, device=device)  # of the table, behind each row of the decoder
+    banned = torch.tensor(sampling.suppress, dtype=torch.long, device=device)
+    moved = False  # no row has left yet
     done = torch.zeros(count, dtype=torch.bool, device=device)
     for t in range(limit):
-        token, logp = sampled(logits, u[t].index_select(0, rows), sampling)
-        out_tokens[t].index_copy_(0, rows, token)
-        out_logp[t].index_copy_(0, rows, logp)
+        token, logp = sampled(logits, u[t].index_select(0, rows) if moved else u[t], sampling, banned)
+        if moved:
+            out_tokens[t].index_copy_(0, rows, token)
+            out_logp[t].index_copy_(0, rows, logp)
+        else:
+            out_tokens[t], out_logp[t] = token, logp
         ended = stops.index_select(0, token)
         if ended.any():
             length[rows[ended & ~done]] = t + 1
@@ -188,6 +196,7 @@ def continued(
             kept = _seats(done, alive)
             if len(kept) < len(rows):
                 engine.keep(kept)
+                moved = True
                 rows, token, done = rows[kept], token[kept], done[kept]
         if t < limit - 1:
             logits = engine.step(token)
