@@ -111,7 +111,7 @@ def test_ctrl_c_reaches_every_child_once(tmp_path, options):
         except Stopped:
             sys.exit(130)
     """)
-    process = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL, preexec_fn=as_a_terminal)
     try:
         deadline = time.monotonic() + 60
         while not all((tmp_path / f"seed-{i}" / "ready").exists() for i in (0, 1)):
@@ -122,6 +122,11 @@ def test_ctrl_c_reaches_every_child_once(tmp_path, options):
     finally:
         process.kill()
     assert [(tmp_path / f"seed-{i}" / "saved").read_text() for i in (0, 1)] == ["1", "1"]
+
+
+def as_a_terminal():
+    """A shell without a terminal starts what runs in its background with Ctrl-C ignored; the tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ray_that_is_not_installed_is_one_clear_line(tmp_path, monkeypatch):
