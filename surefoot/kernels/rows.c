@@ -54,14 +54,7 @@ static inline float exponentials(float *restrict s, int64_t n, float most) {
 
 /* The same with the greatest of them, which it finds, for `most`. */
 static inline float softmax(float *restrict s, int64_t n, float *most) {
-  float m[LANES];
-  for (int t = 0; t < LANES; t++) m[t] = -INFINITY;
-  for (int64_t j = n; j % LANES; j++) s[j] = -INFINITY;
-  for (int64_t j = 0; j < n; j += LANES)
-#pragma omp simd
-    for (int t = 0; t < LANES; t++) m[t] = s[j + t] > m[t] ? s[j + t] : m[t];
-  *most = -INFINITY;
-  for (int t = 0; t < LANES; t++) *most = m[t] > *most ? m[t] : *most;
+  *most = greatest(s, n);
   return exponentials(s, n, *most);
 }
 
