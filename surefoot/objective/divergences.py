@@ -29,6 +29,8 @@ from surefoot.rollouts import Rollouts
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
+ROUNDING = 1e-5  # nats: two passes over the same weights and tokens may differ by it
+
 
 def k1(logp: Float[Tensor, "*s"], ref: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """`log pi - log ref`.
@@ -51,10 +53,14 @@ def k2(logp: Float[Tensor, "*s"], ref: Float[Tensor, "*s"]) -> Float[Tensor, "*s
 def absolute(logp: Float[Tensor, "*s"], ref: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """`|log pi - log ref|`: a price on any change, not an estimate of a KL (verl's `abs`).
 
+    A gap within `ROUNDING` counts as none, and has no gradient: of a policy that has not moved it is float32's noise,
+    whose sign is all that the gradient would be.
+
     >>> absolute(torch.tensor(-1.0), torch.tensor(-3.0))
     tensor(2.)
     """
-    return (logp - ref).abs()
+    gap = (logp - ref).abs()
+    return gap.where(gap > ROUNDING, 0.0)
 
 
 def k3(logp: Float[Tensor, "*s"], ref: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:

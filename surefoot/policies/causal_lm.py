@@ -126,7 +126,7 @@ class CausalLM:
     def suggested_lr(self) -> float:
         """A learning rate to start from: what the model's card measured, else one that suits its size."""
         if self.name in SHIPPED:
-            return 1e-3
+            return 5e-4
         return 1e-5 if hasattr(self.model, "get_base_model") else 1e-6
 
     @property

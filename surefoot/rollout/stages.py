@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -29,6 +30,7 @@ class Stages(OnPolicy):
     starts: tuple[int, ...] = ()
     collect: int = 20
     keep: float = 1.0
+    moves_policy: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.collect < 1 or not 0 < self.keep <= 1:

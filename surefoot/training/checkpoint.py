@@ -3,7 +3,7 @@
     step-000100/
       model.safetensors, config.json, tokenizer ...   loads anywhere
       trainer.safetensors                             optimizer, value head, adapters, a reference that moves,
-                                                  tensors that parts remember
+                                                  tensors that parts remember, a batch sampled ahead
       trainer.json                                    step, fields that controllers moved, what parts remember
       manifest.json                                   a digest of every file, checked before anything is loaded
 
@@ -26,10 +26,13 @@ from surefoot.errors import InputError
 from surefoot.files import make_folder
 from surefoot.method import Method
 from surefoot.training.trainer import Trainer
+from surefoot.training.world import Flight
 
 
 def save(trainer: Trainer, folder: Path, keep: int = 3) -> Path:
     """Write `folder/step-N`; the oldest beyond `keep` are removed after the new one is in place."""
+
+    ahead = trainer.flight.plain() if trainer.flight else {}  # waits: parts must be still while they are written
 
     def fill(aside: Path) -> None:
         trainer.policy.save(aside)
@@ -41,6 +44,7 @@ def save(trainer: Trainer, folder: Path, keep: int = 3) -> Path:
             "optimizer": _take_tensors(trainer.optimizer.state_dict(), "optimizer", tensors),
             "policy": _take_tensors(trainer.policy.extra_state(), "policy", tensors),
             "reference": _take_tensors(trainer.moved_reference, "reference", tensors),
+            "ahead": _take_tensors(ahead, "ahead", tensors),
             "torch_rng": _take_tensors(torch.get_rng_state(), "torch_rng", tensors),
         }
         save_file(tensors, aside / "trainer.safetensors")
@@ -95,6 +99,8 @@ def load(trainer: Trainer, checkpoint: Path) -> None:
     trainer.optimizer.load_state_dict(optimizer)
     torch.set_rng_state(_put_tensors(state["torch_rng"], tensors))
     trainer.step = state["step"]
+    ahead = _put_tensors(state.get("ahead", {}), tensors)
+    trainer.flight = Flight.restored(ahead, trainer.world(ahead["step"])) if ahead else None
 
 
 def moved_reference(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -213,6 +213,7 @@ def _run(trainer: Trainer, run: Run, progress: bool, report: bool) -> Result:
                 result = trainer.train_step()
                 spent += time.perf_counter() - started
                 if s.eval_every and (trainer.step % s.eval_every == 0 or trainer.step == s.steps):
+                    trainer.settle()
                     name, value = quick_score(trainer.policy, trainer.task, s.eval_problems, s.seed, _sampling(trainer))
                     result.metrics["heldout"] = {name: value, "n": min(s.eval_problems, len(trainer.task.heldout))}
                 run.step(trainer.step, result.metrics, result.seconds, result.batch if s.log_rollouts else None)
@@ -251,7 +252,9 @@ def _save(trainer: Trainer, run: Run, folder: Path) -> Path:
 
 
 def _sampling(trainer: Trainer) -> Sampling:
-    return Sampling(max_new_tokens=getattr(trainer.method.rollout, "max_new_tokens", None) or trainer.max_new_tokens)
+    return Sampling(
+        max_new_tokens=getattr(trainer.method.rollout, "max_new_tokens", None) or trainer.task.max_new_tokens
+    )
 
 
 def _final_evaluation(trainer: Trainer, run: Run, when: str, say: Any) -> dict[str, Any]:

@@ -24,6 +24,9 @@ class Settings:
             was truncated, instead of a second forward pass.
         engine_dtype: of the products in sampling (and evaluation): `float32`, or `bfloat16`, which samples faster from
             a slightly different policy; `EngineCorrected` surrogates correct for it.
+        ahead: 1 samples the next batch beside the update of this one, from the policy before that update (one step off
+            policy; `old_logp` is then the sampling policy's, so that ratios correct for it). It pays where sampling
+            waits for something (tools, sandboxes, a judge over the network); 0 samples after the update.
         eval_every: steps between held-out evaluations; 0 for none.
         eval_problems: held-out problems in each of them, one sample each.
         final_problems, final_samples: held-out problems and samples of the evaluation before and after; 0 for none.
@@ -45,6 +48,7 @@ class Settings:
     micro_tokens: int = 32768
     engine_logp: bool = True
     engine_dtype: str = "float32"
+    ahead: int = 0
     eval_every: int = 10
     eval_problems: int = 128
     final_problems: int = 512
@@ -61,6 +65,8 @@ class Settings:
         dtypes = ("float32", "bfloat16")
         if self.engine_dtype not in dtypes:
             raise InputError(f"train.engine_dtype: {self.engine_dtype!r}{nearest(self.engine_dtype, dtypes)}")
+        if self.ahead not in (0, 1):
+            raise InputError(f"train.ahead: {self.ahead}, expected 0 or 1")
         for name in ("steps", "eval_problems", "micro_tokens", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}: {getattr(self, name)}, expected at least 1")

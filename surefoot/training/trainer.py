@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +14,13 @@ from torch import Tensor
 from surefoot.errors import InputError
 from surefoot.method import BATCH_SLOTS, UPDATE_SLOTS, Method
 from surefoot.objective.references import weights
-from surefoot.rollout.native import Sampling
-from surefoot.rollout.prompts import Request
 from surefoot.rollouts import LIVE, Rollouts
-from surefoot.tasks import play
 from surefoot.tasks.base import Task
 from surefoot.training import teachers
 from surefoot.training.guards import check_column, check_gradient, check_loss
 from surefoot.training.settings import Settings
 from surefoot.training.signals import Signals, require
+from surefoot.training.world import Clock, Flight, StepWorld
 
 
 @dataclass
@@ -59,7 +55,9 @@ class Trainer:
         self.method = self.method.fresh().check()
         self.step = 0
         self.forwards = 0
+        self.flight: Flight | None = None
         self._reference = None
+        self._check_ahead()
         self._wanted_live = self._live_columns()
         if {"value", "old_value", "next_value", "old_next_value"} & set(self.method.readers()):
             self.policy.critic()
@@ -82,45 +80,54 @@ class Trainer:
             groups, names, lr=self.peak_lr, betas=(s.beta1, s.beta2), weight_decay=s.weight_decay
         )
 
+    def _check_ahead(self) -> None:
+        if not self.settings.ahead:
+            return
+        if getattr(self.method.rollout, "moves_policy", False):
+            raise InputError("train.ahead=1: rollout.starts changes the policy that samples; expected train.ahead=0")
+        if not {"old_logp", "rollout_logp"} & set(self.method.readers(*UPDATE_SLOTS)):
+            raise InputError(
+                f"train.ahead=1: nothing in {self.method.name!r} corrects for trajectories of an earlier policy; "
+                "expected a surrogate with a ratio (old_logp), or EngineCorrected"
+            )
+
+    def settle(self) -> None:
+        """Wait until nothing is being sampled ahead: before weights, parts or the task are used from elsewhere."""
+        if self.flight:
+            self.flight.plain()
+
     def _another(self, spec: str) -> Any:
         return teachers.load(spec, self.task, of=getattr(self.policy, "name", "pebble"))
 
     def _live_columns(self) -> set[str]:
         return {c for c in self.method.readers(*UPDATE_SLOTS) if c in LIVE} | {"logp"}
 
-    # --- the world that rollout parts see -----------------------------------------------------------------------
+    # --- where trajectories come from -------------------------------------------------------------------------------
 
-    @property
-    def max_new_tokens(self) -> int:
-        return self.task.max_new_tokens
+    def world(self, step: int, age: int = 0) -> StepWorld:
+        """What the method's rollout part sees at `step`."""
+        return StepWorld(self.policy, self.task, self.method, self.settings.seed, step, age, self._renew_optimizer)
 
-    def _rng(self, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.settings.seed, self.step, purpose, self._draws])
+    def _renew_optimizer(self) -> None:
+        self.optimizer.state.clear()
 
-    def more(self) -> list[Request]:
-        """Draw (more) requests of this step from the method's prompts part."""
-        self._draws += 1
-        return self.method.prompts(len(self.task.train), self._rng(0))
-
-    def sample(self, requests: Sequence[Request], sampling: Sampling) -> Rollouts:
-        """Sample and judge trajectories for the requests."""
-        problems = [self.task.train[r.prompt] for r in requests]
-        group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.rollouts for r in requests]))
-        seeds = torch.from_numpy(self._rng(1).integers(0, 2**62, len(group)))
-        with self._phase("rollout"):
-            batch = play.act(self.policy, self.task, problems, group, seeds, sampling)
-        with self._phase("score"):
-            batch = play.judged(self.task, problems, torch.tensor([r.prompt for r in requests]), batch)
-            batch = batch if "age" in batch else batch.having(age=torch.zeros_like(batch.prompt))
-        self._tokens += int(batch.present.sum()) if "present" in batch else batch.mask.sum().item()
-        self.signals.temperature = sampling.temperature
-        exact = getattr(self.policy, "engine_exact", False) and not sampling.truncates
-        self._engine_exact = exact and "rollout_logp" in batch  # what was logged has none
+    def _sampled(self) -> Rollouts:
+        """This step's trajectories: those that were sampled ahead, or fresh ones."""
+        flight, self.flight = self.flight, None
+        if flight is None or flight.step != self.step:
+            self._world = self.world(self.step)
+            batch = self._world.make()
+            self._seconds |= self._world.seconds
+        else:
+            with self._seconds.phase("rollout"):  # what is left to wait for
+                self._world, batch = flight.land()
+        self.signals.temperature = self._world.temperature
         return batch
 
-    def renew_optimizer(self) -> None:
-        """Forget moments and counts: a part has replaced what they were about."""
-        self.optimizer.state.clear()
+    def _sample_ahead(self) -> None:
+        """Let the next step's trajectories be made beside the update, by the policy as it is before it."""
+        if self.settings.ahead and self.step < self.settings.steps:
+            self.flight = Flight(self.world(self.step + 1, age=1))
 
     @property
     def moved_reference(self) -> dict[str, Tensor]:
@@ -128,16 +135,6 @@ class Trainer:
         if self._reference is None or not self.method.reference.moves:
             return {}
         return dict(weights(self._reference))
-
-    def extend(self, rollouts: Rollouts, sampling: Sampling, limit: int) -> Rollouts:
-        """Let the policy go on with trajectories that were cut before `limit` steps, and judge them again."""
-        before = int(rollouts.present.sum())
-        with self._phase("rollout"):
-            batch = self.policy.extend(rollouts, sampling, limit)
-        with self._phase("score"):
-            batch = self.task.judge([self.task.train[p] for p in batch.prompt.tolist()], batch)
-        self._tokens += int(batch.present.sum()) - before
-        return batch
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -148,32 +145,34 @@ class Trainer:
             GuardStop: a reward, loss or gradient that is not finite; the weights are left as they were before it.
         """
         self.step += 1
-        self._draws, self._tokens, self._seconds = 0, 0, {"rollout": 0.0, "score": 0.0, "update": 0.0}
+        self._seconds = Clock(rollout=0.0, score=0.0, update=0.0)
         started = time.perf_counter()
         batch = self.make_batch()
+        self._sample_ahead()
         metrics = self._describe(batch)
-        with self._phase("update"):
+        with self._seconds.phase("update"):
             metrics |= self.update(batch)
         if self._reference is not None:
             self.method.reference.follow(self._reference, self.policy, self.step)
         for path, part in list(self.method.parts()):
             if path.startswith("controllers."):
                 for target, value in part(metrics).items():
+                    self.settle()
                     self.method = self.method.set(target, value)
                     metrics[target] = value
         self._wanted_live = self._live_columns()
         total = time.perf_counter() - started
         seconds = self._seconds | {"other": total - sum(self._seconds.values()), "total": total}
-        seconds["tokens_per_s"] = self._tokens / max(total, 1e-9)
+        seconds["tokens_per_s"] = self._world.tokens / max(total, 1e-9)
         return StepResult(self.step, metrics, seconds, batch)
 
     def make_batch(self) -> Rollouts:
         """Sample, judge and credit one batch: every column that the update reads, detached."""
         method = self.method
-        batch = method.rollout(self, self.more())
+        batch = self._sampled()
         if hasattr(method.prompts, "observe"):
             method.prompts.observe(batch)  # pyright: ignore[reportAttributeAccessIssue]
-        with self._phase("score"), torch.no_grad():
+        with self._seconds.phase("score"), torch.no_grad():
             batch = self._with_old_logp(batch)
             if "lr" in method.readers():
                 batch = batch.having(lr=torch.full((len(batch),), self.settings.lr_at(self.step, self.peak_lr)))
@@ -210,7 +209,7 @@ class Trainer:
         readers = self.method.readers(*BATCH_SLOTS)
         several = self.method.update.epochs * self.method.update.minibatches > 1
         fresh = not batch.age.any()  # older trajectories: the engine's numbers are those of an earlier policy
-        if self.settings.engine_logp and self._engine_exact and fresh and (several or "old_logp" in readers):
+        if self.settings.engine_logp and self._world.exact and fresh and (several or "old_logp" in readers):
             if "old_logp" in self.method.readers():
                 return batch.having(old_logp=batch.rollout_logp)
         return batch
@@ -224,7 +223,7 @@ class Trainer:
         """All epochs and minibatches of one batch; returns means over them."""
         plan, logs = self.method.update, []
         for epoch in range(plan.epochs):
-            for rows in _minibatches(batch, plan.minibatches, self._rng(2 + epoch)):
+            for rows in _minibatches(batch, plan.minibatches, self._world.rng(2 + epoch)):
                 minibatch = batch.rows(rows) if plan.minibatches > 1 else batch
                 logs.append(self._optimizer_step(self.signals.refresh(minibatch) if logs else minibatch))
         return {
@@ -319,7 +318,7 @@ class Trainer:
             "reward_std": float(batch.reward.std(correction=0)),
             "length": float(lengths.mean()),
             "zero_groups": float((mixed == 0).float().mean()),
-            "tokens": self._tokens,
+            "tokens": self._world.tokens,
             "rewards": {k: float((v if v.ndim == 1 else v.sum(1)).mean()) for k, v in batch.rewards.items()},
         }
         if self._selected < 1:
@@ -332,13 +331,6 @@ class Trainer:
         if "rollout_logp" in batch:
             out["entropy"] = float(-batch.rollout_logp[batch.present].mean())
         return out
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        started, inner = time.perf_counter(), sum(self._seconds.values())
-        yield
-        nested = sum(self._seconds.values()) - inner
-        self._seconds[name] += time.perf_counter() - started - nested
 
 
 def _minibatches(batch: Rollouts, count: int, rng: np.random.Generator) -> list[Tensor]:

@@ -277,3 +277,13 @@ def test_an_entropy_bonus_of_any_kind():
         assert part(table)[0].tolist() == pytest.approx([-2 * value, 0.0])
     with pytest.raises(InputError, match="2 entries, expected one a candidate"):
         h.EntropyBonus(1.0, h.Buckets((0, 1)))(table)
+
+
+def test_the_absolute_price_of_rounding_is_nothing():
+    """A policy that has not moved differs from itself by float32's noise: the sign of that is no gradient."""
+    ref = torch.tensor([-3.0, -3.0, -3.0, -3.0])
+    logp = (ref + torch.tensor([2e-6, -2e-6, 1e-3, -1e-3])).requires_grad_()
+    found = d.absolute(logp, ref)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 1e-3, 1e-3]), atol=1e-6, rtol=0)
+    (grad,) = torch.autograd.grad(found.sum(), logp)
+    assert grad.tolist() == [0.0, 0.0, 1.0, -1.0]
