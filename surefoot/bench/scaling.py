@@ -7,15 +7,17 @@ on all of them.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from surefoot.bench.cases import CASES, Case
+from surefoot.bench.cases import CASES, Case, trivial_reward
 from surefoot.bench.sides import make_trainer
 from surefoot.objective.divergences import KL, k3
+from surefoot.tasks.base import TextTask
 from surefoot.training.trainer import Trainer
 
 BASE = CASES["pebble-fixed"]
@@ -24,12 +26,16 @@ AXES: dict[str, tuple[int, ...]] = {
     "length": (16, 32, 64, 128),
     "vocabulary": (104, 1024, 4096, 16384),
     "parts": (1, 2, 4, 8),
+    "judge": (1, 30, 100, 300),
+    "judge-ahead": (1, 30, 100, 300),
 }
 MEANING = {
     "group": "completions of each of 8 prompts, 32 tokens each",
     "length": "tokens of each of 64 completions",
     "vocabulary": "tokens in the vocabulary (the model's own rows, then random ones), 64 completions of 32 tokens",
     "parts": "KL regularizers that all read the reference's column, which is computed once",
+    "judge": "milliseconds that a batch's judge waits for an answer over the network",
+    "judge-ahead": "the same, with the next batch sampled and judged beside the update (`train.ahead=1`)",
 }
 
 
@@ -40,12 +46,28 @@ def trainer_at(axis: str, value: int, base: Case = BASE) -> Trainer:
     if axis == "length":
         return make_trainer(replace(base, limit=value), "cpu")
     trainer = make_trainer(base, "cpu")
+    if axis.startswith("judge"):
+        plain = trainer.task
+        task = TextTask(plain.name, plain.train, plain.heldout, Waiting(value / 1000), plain.max_new_tokens)
+        ahead = int(axis == "judge-ahead")
+        return Trainer(trainer.policy, task, trainer.method, replace(trainer.settings, ahead=ahead, steps=10**6))
     if axis == "parts":
         kl = KL(k3, base.beta / value)
         trainer.method = replace(trainer.method, regularizers=(kl,) * value)
         return trainer
     trainer.policy.model.resize_token_embeddings(value)
     return Trainer(trainer.policy, trainer.task, trainer.method, trainer.settings)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The case's reward, after `seconds` in which nothing is computed."""
+
+    seconds: float
+
+    def __call__(self, completions: Sequence[str], answers: Sequence[str]) -> list[float]:
+        time.sleep(self.seconds)
+        return trivial_reward(completions)
 
 
 def curve(
@@ -57,6 +79,10 @@ def curve(
     for step in range(steps + 1):
         for value, trainer in trainers.items():
             seconds = trainer.train_step().seconds
+            started = time.perf_counter()
+            trainer.settle()  # what is sampled ahead would go on beside the others' steps, and cost nothing
+            waited = time.perf_counter() - started
+            seconds |= {name: seconds[name] + waited for name in ("total", "rollout")}
             if step:
                 taken[value].append(seconds)
     medians = {

@@ -194,7 +194,7 @@ def surefoot_settings(trainer: Trainer) -> dict[str, Any]:
         "beta": sum(r.coef for r in method.regularizers),  # pyright: ignore[reportAttributeAccessIssue]
         "clip": method.surrogate.low,  # pyright: ignore[reportAttributeAccessIssue]
         "temperature": method.rollout.temperature,  # pyright: ignore[reportAttributeAccessIssue]
-        "max_new_tokens": trainer.max_new_tokens,
+        "max_new_tokens": trainer.task.max_new_tokens,
         "suppressed_tokens": sorted(method.rollout.suppress),  # pyright: ignore[reportAttributeAccessIssue]
         "prompts": method.prompts.prompts,  # pyright: ignore[reportAttributeAccessIssue]
         "group": method.prompts.group,  # pyright: ignore[reportAttributeAccessIssue]

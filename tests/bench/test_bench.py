@@ -57,7 +57,15 @@ def test_slope_is_the_exponent():
 
 
 @pytest.mark.parametrize(
-    ("axis", "values"), [("group", (2, 3)), ("length", (3, 5)), ("parts", (1, 2)), ("vocabulary", (104, 130))]
+    ("axis", "values"),
+    [
+        ("group", (2, 3)),
+        ("length", (3, 5)),
+        ("parts", (1, 2)),
+        ("vocabulary", (104, 130)),
+        ("judge", (1, 5)),
+        ("judge-ahead", (1, 5)),
+    ],
 )
 def test_a_curve_changes_what_it_says(axis, values):
     trainers = []
@@ -70,12 +78,16 @@ def test_a_curve_changes_what_it_says(axis, values):
     assert found["values"] == list(values) and all(s > 0 for s in found["seconds"]["total"])
     sizes = {
         "group": lambda t: t.method.prompts.group,
-        "length": lambda t: t.max_new_tokens,
+        "length": lambda t: t.task.max_new_tokens,
         "parts": lambda t: len(t.method.regularizers),
         "vocabulary": lambda t: t.policy.model.get_output_embeddings().weight.shape[0],
+        "judge": lambda t: round(1000 * t.task.reward.seconds),
+        "judge-ahead": lambda t: round(1000 * t.task.reward.seconds) * t.settings.ahead,
     }
     assert [sizes[axis](t) for t in trainers] == list(values)
     assert all(t.signals.passes == {"reference": 2} for t in trainers), "one pass of the reference a step"
+    if axis.startswith("judge"):
+        assert all(s >= v / 1000 for s, v in zip(found["seconds"]["total"], values, strict=True)), "the wait counts"
     assert scaling.table(found).count("\n") == 4
 
 
