@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from surefoot import load_policy
 from surefoot.cli import main
 from surefoot.comparison import leaderboard as L
 from surefoot.comparison.leaderboard_page import edges, page, write_page
@@ -18,6 +19,7 @@ from surefoot.errors import InputError
 from tests.report.folders import lines, make_run
 
 TASK = L.TASKS[0]
+RATE = load_policy("pebble").suggested_lr
 PLAN = L.Plan(
     ("grpo", "rloo"), (TASK,), seeds=2, steps=20, factors=(0.5, 1.0), stress=(3.0, 10.0), problems=100, samples=4
 )
@@ -27,9 +29,9 @@ def _runs(out, finals):
     """Finished run folders wherever the plan looks for them; `finals(stage, method, lr)` is their accuracy."""
     made = []
     for method in PLAN.methods:
-        stages = [("tune", f * 1e-3, L.TUNING_SEED) for f in PLAN.factors]
-        stages += [("compare/" + L._folder(TASK), f * 1e-3, s) for f in PLAN.factors for s in range(PLAN.seeds)]
-        stages += [("stress", f * 1e-3, s) for f in PLAN.stress for s in range(PLAN.seeds)]
+        stages = [("tune", f * RATE, L.TUNING_SEED) for f in PLAN.factors]
+        stages += [("compare/" + L._folder(TASK), f * RATE, s) for f in PLAN.factors for s in range(PLAN.seeds)]
+        stages += [("stress", f * RATE, s) for f in PLAN.stress for s in range(PLAN.seeds)]
         for stage, lr, seed in stages:
             job = L._job(PLAN, method, TASK, lr, seed, out / stage)
             final = finals(stage.split("/")[0], method, lr)
@@ -43,17 +45,17 @@ def _runs(out, finals):
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("leaderboard")
     L.keep_plan(out, PLAN.shared())
-    made = _runs(out, lambda stage, method, lr: 0.05 if lr > 5e-3 else 0.7 if stage == "stress" else 0.6 + 200 * lr)
+    made = _runs(out, lambda stage, method, lr: 0.05 if lr > 5 * RATE else 0.7 if stage == "stress" else 0.6 + 0.2 * lr / RATE)
     assert all(job.finished for job in made)
     return out, L.leaderboard(PLAN, out, progress=False)
 
 
 def test_runs_that_are_there_are_not_run_again_and_the_best_rate_is_compared(found):
     out, board = found
-    assert {e.lr for e in board.entries} == {1e-3}
-    assert all(row[1e-3] > row[5e-4] for row in board.tuning.values())
+    assert {e.lr for e in board.entries} == {RATE}
+    assert all(row[RATE] > row[RATE / 2] for row in board.tuning.values())
     for e in board.entries:
-        folders = [out / "compare" / L._folder(TASK) / e.method / "lr-0.001" / f"seed-{s}" for s in (0, 1)]
+        folders = [out / "compare" / L._folder(TASK) / e.method / f"lr-{RATE:g}" / f"seed-{s}" for s in (0, 1)]
         records = [json.loads((f / "evaluation.json").read_text()) for f in folders]
         assert e.pass1 == pytest.approx(np.mean([r["after"]["pass@1"] for r in records]))
         assert e.ece == pytest.approx(np.mean([r["after"]["ece"] for r in records]))
@@ -92,7 +94,7 @@ def test_the_page_says_what_was_found_and_what_it_cannot_see(found, tmp_path):
     assert "0 of 2 [0, 84] % | 2 of 2 [16, 100] %" in text
     assert "No difference shown: rloo." in text and "Every method helped." in text
     rates = text.split("## Tuning")[1]
-    assert "| 5.0e-04 | 1.0e-03 |" in rates and rates.count("**") == 4
+    assert f"| {RATE / 2:.1e} | {RATE:.1e} |" in rates and rates.count("**") == 4
     assert "For every method the best is the lowest or the highest that was tried" in rates
     inside = replace(board, tuning={"grpo": {1.0: 0.1, 2.0: 0.9, 3.0: 0.2}, "rloo": {1.0: 0.3, 2.0: 0.2, 3.0: 0.1}})
     assert "For rloo the best" in edges(inside)
