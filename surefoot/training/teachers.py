@@ -11,6 +11,8 @@ from surefoot import policies
 from surefoot.cache import made_once
 from surefoot.specs import call, read_options
 
+RECIPE = 2  # raised where the same words would now train another teacher (a default learning rate)
+
 
 def load(spec: str, task: Any, of: str = "pebble") -> Any:
     """The teacher of a specification: what `policies.load` takes, or `trained[:method=grpo,policy=pebble,steps=8]`.
@@ -32,7 +34,7 @@ def trained(task: Any, method: str = "grpo", policy: str = "pebble", steps: int 
     """The policy that `surefoot train` ends with on the task, from the cache if it was made before."""
     from surefoot.training.loop import train
 
-    made_from = {"task": task.name, "method": method, "policy": policy, "steps": steps, "seed": seed}
+    made_from = {"task": task.name, "method": method, "policy": policy, "steps": steps, "seed": seed, "recipe": RECIPE}
 
     def fill(aside: Path) -> None:
         silent = {"train.final_problems": 0, "train.eval_every": 0, "train.log_rollouts": False}

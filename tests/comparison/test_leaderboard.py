@@ -45,7 +45,8 @@ def _runs(out, finals):
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("leaderboard")
     L.keep_plan(out, PLAN.shared())
-    made = _runs(out, lambda stage, method, lr: 0.05 if lr > 5 * RATE else 0.7 if stage == "stress" else 0.6 + 0.2 * lr / RATE)
+    pushed = {True: 0.05, False: 0.7}
+    made = _runs(out, lambda stage, method, lr: pushed[lr > 5 * RATE] if stage == "stress" else 0.6 + 0.2 * lr / RATE)
     assert all(job.finished for job in made)
     return out, L.leaderboard(PLAN, out, progress=False)
 
