@@ -2,8 +2,9 @@
 
 A. A 7 x 7 grid with a wall; data of 1 optimal and 99 uniformly random episodes of at most 50 steps; IQL exact on the
    empirical model, and the exact return of its policy on the true one.
-B. Hopper, data of three qualities mixed (`offline:Hopper-v5:quality=mixed`): IQL with networks, through the trainer,
-   beside cloning (the same with equal weights) and d3rlpy's IQL where that is installed.
+B. Hopper, logged by the package itself (`offline:Hopper-v5:quality=mixed`; random and medium data too in the full
+   size): IQL with networks, through the trainer, beside cloning (the same with equal weights) and d3rlpy's IQL where
+   that is installed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ LAYOUT = ("S......", ".......", ".......", ".#####.", ".......", ".......", "...
 CARD = {0.5: 0.60, 0.7: 1.50, 0.9: 2.01, 0.99: 2.07}  # means of its three seeds
 EPISODES, LENGTH, BETA = 100, 50, 10.0
 UPDATES = {"quick": 600, "full": 2000}
+QUALITIES = {"quick": ("mixed",), "full": ("random", "medium", "mixed")}
 
 
 def maze(slip: float = 0.25, gamma: float = 0.9) -> MDP:
@@ -70,7 +72,7 @@ def returns(seed: int, n: int = EPISODES) -> dict[str, float]:
 
 
 def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
-    """A on ten grids a seed; B on the first three seeds (quick) or on all, with more updates (full)."""
+    """A on ten grids a seed; B on the first three seeds, with more updates and qualities of data in the full size."""
     grids = [returns(10 * s + j) for s in seeds for j in range(10)]
     few = [returns(10 * s + j, 30) for s in seeds for j in range(10)]
     measured = [over_seeds(f"A: return, {name}", [g[name] for g in grids]) for name in grids[0]]
@@ -78,8 +80,10 @@ def run(size: Size, seeds: Sequence[int], report: Path | None) -> Outcome:
         tau = float(row["name"].split()[-1]) if "tau" in row["name"] else None
         row |= {"expected": CARD[tau]} if tau in CARD else {}
     measured += [over_seeds(f"A: return, 30 episodes, tau {tau}", [g[f"tau {tau}"] for g in few]) for tau in TAUS]
-    hopper, notes = on_hopper(seeds[:3] if size == "quick" else seeds, UPDATES[size])
-    measured += [over_seeds(f"B: Hopper, return, {name}", values) for name, values in hopper.items()]
+    notes = ""
+    for quality in QUALITIES[size]:
+        hopper, notes = on_hopper(seeds[:3], UPDATES[size], quality)
+        measured += [over_seeds(f"B: Hopper, {quality} data, return, {name}", each) for name, each in hopper.items()]
     pictures = [_draw(report, grids, few)] if report else []
     return Outcome(verdict(grids), measured, pictures, notes)
 
