@@ -58,7 +58,7 @@ def test_a_frozen_weight(size, rows):
 @needs_onednn
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.int8, 7)])
 def test_a_frozen_weight_of_fewer_bits(dtype, bits):
-    """Within the rounding of its operands; the bias is added whole; so for a row of zeros, and one beside large ones."""
+    """Within the rounding of its operands, the bias whole; so for a row of zeros, and for one beside large ones."""
     torch.manual_seed(3)
     w, b, x = torch.randn(300, 96), torch.randn(300), torch.randn(32, 96)
     x[0], x[1] = 0.0, 1e3 * x[1]
