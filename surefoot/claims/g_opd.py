@@ -98,9 +98,8 @@ def verdict(found: Sequence[dict]) -> Verdict:
 NOTES = (
     "Extrapolation is more of the same RL: with the true reward and a teacher stopped early nothing breaks down up to "
     "lambda = 5, and what is paid is entropy. The gain shrinks as the teacher converges. With a hacked reward it is a "
-    "lottery among seeds. On pebble (full size) a student of the teacher's own size goes beyond its teacher, and further "
-    "with lambda above 1; a student of half the layers, far below the teacher, gains nothing by it: there lambda = 1 is "
-    "best, so extrapolation asks for a student that can follow."
+    "lottery among seeds. On pebble (full size) a student of the teacher's own size goes beyond its teacher, and "
+    "further with lambda above 1; a student of half the layers stays far below its teacher and gains nothing by it."
 )
 
 
