@@ -19,10 +19,10 @@ for lambda != 1. Log-ratios are not bounded in the paper; `clip` bounds them. Eq
 the advantage with the sign of a cost.
 
 At home a pebble of three layers, pruned and healed here, learns from the whole pebble after 8 steps of GRPO (58.3 % of
-512 held-out problems). In 40 updates, three seeds: pass@1 from 8.0 % to 24.2 % with lambda = 1, 23.7 % with 1.25, 22.0 %
-with 1.25 and `--set reference=Fixed --set reference.of=pebble`: a student this far below its teacher has nothing to gain
-from going beyond it. One of the teacher's own size has (`--policy pebble --set train.lr=3e-4`): 60.7 % with lambda = 1,
-63.0 % with 1.25, 63.2 % with 1.5; 1.25 less 1, paired over seeds, +2.4 +- .3 points (one standard error).
+512 held-out problems). In 40 updates, three seeds: pass@1 from 8.0 % to 24.2 % with lambda = 1, 23.7 % with 1.25, and
+22.0 % with 1.25 and `--set reference=Fixed --set reference.of=pebble`: a student this far below its teacher gains
+nothing by going beyond it. One of the teacher's own size does (`--policy pebble --set train.lr=3e-4`): 60.7 % with
+lambda = 1, 63.0 % with 1.25, 63.2 % with 1.5; 1.25 less 1, paired over seeds, +2.4 +- .3 points (one standard error).
 """
 
 from __future__ import annotations
