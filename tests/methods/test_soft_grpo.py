@@ -7,7 +7,17 @@ import torch
 from surefoot.claims.soft_grpo import verdict
 from surefoot.methods.rlvr.soft_grpo import SOFT_GRPO
 from surefoot.objective.divergences import k3
-from surefoot.objective.soft import RELEASED, gumbel, gumbel_logp, mixture, renormalized
+from surefoot.objective.soft import (
+    RELEASED,
+    GaussianNoise,
+    GumbelNoise,
+    gaussian_logp,
+    gumbel,
+    gumbel_logp,
+    mixture,
+    normal,
+    renormalized,
+)
 from surefoot.policies.soft_thinking import SoftThinking
 from surefoot.rollout.native import Sampling
 from surefoot.tasks.two_hop import TwoHop
@@ -115,6 +125,78 @@ def test_slots_that_are_not_there_count_for_nothing():
     assert float(gumbel_logp(low, low, there[:2], "sum", floor=-3.0)) == -1.0
 
 
+# --- Gaussian noise on the mixture --------------------------------------------------------------------------------
+
+VECTORS = torch.randn(4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+LAW = GaussianNoise(tau=0.5, sigma=0.3, unit=2.0)
+
+
+def _drawn(count, law=LAW, factor=1.0, p=P):
+    """Actions [count, 6] and their noise in deviations."""
+    uniform = torch.rand(count, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return law.draw(p.log(), ALL, VECTORS, uniform, factor), normal(uniform)
+
+
+def test_the_gaussian_law_is_torchs_around_the_mixture_of_the_embeddings():
+    action, _ = _drawn(5)
+    share = P.square() / P.square().sum()  # tau = 1/2
+    law = torch.distributions.Normal(share @ VECTORS, 0.6)
+    each = law.log_prob(action)
+    torch.testing.assert_close(LAW.logp(P.log(), ALL, VECTORS, action), each.sum(-1))
+    torch.testing.assert_close(gaussian_logp(law.mean, action, 0.6, "mean"), each.mean(-1))
+    assert torch.equal(LAW.fed(action, ALL, VECTORS), action), "what is fed back is the action itself"
+    quiet, _ = _drawn(5, factor=0.0)
+    torch.testing.assert_close(quiet, (share @ VECTORS).expand(5, 6))
+    quantiles = torch.tensor([0.025, 0.5, 0.8413447460685429], dtype=torch.float64)
+    assert normal(quantiles).tolist() == pytest.approx([-1.959963984540054, 0, 1], abs=1e-9)
+    assert normal(torch.tensor([0.0, 1.0])).isfinite().all()
+
+
+def test_the_gaussian_score_has_its_closed_form_of_mean_0_and_its_variance():
+    action, noise = _drawn(200_000)
+    logits = P.log().expand(len(action), 4).clone().requires_grad_()
+    LAW.logp(renormalized(logits, ALL.expand_as(logits)), ALL, VECTORS, action).sum().backward()
+    share = P.square() / P.square().sum()
+    slope = share[:, None] * (VECTORS - share @ VECTORS) / (0.5 * 0.6)  # y_i (E[i] - m) / (tau sigma)
+    torch.testing.assert_close(logits.grad, noise @ slope.T)
+    assert logits.grad.mean(0).abs().max() < 5 * float(slope.norm(dim=1).max()) / 200_000**0.5
+    torch.testing.assert_close(logits.grad.T.cov(), slope @ slope.T, atol=0.02, rtol=0.02)
+    vectors = VECTORS.clone().requires_grad_()
+    LAW.logp(P.log(), ALL, vectors, action[0]).backward()
+    torch.testing.assert_close(vectors.grad, share[:, None] * noise[0] / 0.6)  # the table learns as well
+
+
+def test_gaussian_ratios_average_to_one_with_the_sum_and_to_less_with_the_mean():
+    action, _ = _drawn(400_000)
+    means = [p.square() / p.square().sum() @ VECTORS for p in (P, NEW)]
+    gap = float((means[1] - means[0]).square().sum()) / 0.6**2
+    for reduction, a in (("sum", 1.0), ("mean", 1 / 6)):
+        law = GaussianNoise(LAW.tau, LAW.sigma, LAW.unit, reduction)
+        old, new = (law.logp(p.log(), ALL, VECTORS, action) for p in (P, NEW))
+        exact = np.exp(-a * (1 - a) * gap / 2)
+        assert float((new - old).exp().mean()) == pytest.approx(exact, abs=5e-3 if reduction == "sum" else 1e-3)
+        if reduction == "sum":
+            assert float((old - new).mean()) == pytest.approx(gap / 2, abs=5e-3), "the KL: |m - m'|^2 / 2 sigma^2"
+    assert gap > 0.05, "the two laws differ, or nothing was tested"
+
+
+@pytest.mark.parametrize("law", [GumbelNoise(), LAW])
+def test_slots_that_are_not_there_change_no_law_and_no_gradient(law):
+    there = torch.tensor([[True, True, False, False], [False] * 4])
+    junk = torch.tensor([0.0, 0.0, torch.nan, torch.inf]).double()
+    logits = (P.log() + junk).expand(2, 4).clone().requires_grad_()
+    vectors = VECTORS.expand(2, 4, 6)
+    own = renormalized(logits, there)
+    uniform = torch.full((2, law.entries(4, 6)), 0.3).double()
+    action = law.draw(own, there, vectors, uniform, 1.0).detach()
+    law.logp(own, there, vectors, action).sum().backward()
+    assert action.isfinite().all() and logits.grad.isfinite().all() and (logits.grad[~there] == 0).all()
+    assert int(law.label(own, there, action)[0]) in (0, 1)
+    two = there[0, :2]
+    alone = law.logp(renormalized(P[:2].log(), two), two, VECTORS[:2], action[0, : law.entries(2, 6)])
+    torch.testing.assert_close(law.logp(own, there, vectors, action)[0].detach(), alone)
+
+
 # --- the policy ---------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +208,16 @@ def _sampled(policy, n=6, length=10):
     return policy.sample(["ab", "c"], torch.arange(n) % 2, torch.arange(n), Sampling(max_new_tokens=length))
 
 
-@pytest.mark.parametrize("options", [{}, {"reduction": "mean", "released": True}, {"tau": 0.5, "k": 3, "top_p": 0.6}])
+LAWED = [
+    {},
+    {"law": GumbelNoise(reduction="mean", released=True)},
+    {"law": GumbelNoise(tau=0.5), "k": 3, "top_p": 0.6},
+    {"law": GaussianNoise()},
+    {"law": GaussianNoise(tau=1.0, sigma=1.0, reduction="mean"), "k": 3, "top_p": 0.6},
+]
+
+
+@pytest.mark.parametrize("options", LAWED)
 def test_scoring_gives_what_sampling_recorded(options):
     policy = _soft(**options)
     batch = _sampled(policy)
@@ -146,8 +237,9 @@ def test_thinking_ends_with_its_token_and_the_answer_is_discrete():
     assert torch.equal(batch.soft, batch.present & (after == 0))
 
 
-def test_without_noise_and_cold_it_is_the_likeliest_token():
-    policy = _soft(noise=0.0, tau=1e-3)
+@pytest.mark.parametrize("law", [GumbelNoise, GaussianNoise])
+def test_without_noise_and_cold_it_is_the_likeliest_token(law):
+    policy = _soft(noise=0.0, law=law(tau=1e-3))
     batch = _sampled(policy, length=5)
     greedy = tiny_policy().sample(
         ["ab", "c"], torch.arange(6) % 2, torch.arange(6), Sampling(temperature=0.0, max_new_tokens=5)
@@ -168,6 +260,55 @@ def test_the_action_is_data_and_rows_are_their_own():
     assert embeddings.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("options", LAWED)
+def test_the_density_is_the_same_in_any_batch_and_behind_any_padding(options):
+    policy = _soft(**options)
+    batch = _sampled(policy)
+    whole = policy.score(batch, {"logp"})["logp"]
+    for rows in (torch.tensor([4]), torch.tensor([0, 5, 2])):
+        part = policy.score(batch.rows(rows), {"logp"})["logp"]
+        torch.testing.assert_close(part, whole[rows][:, : part.shape[1]], atol=2e-4, rtol=2e-4)
+    junk = {k: batch[k].clone() for k in ("tokens", "actions")}
+    junk["tokens"][~batch.present], junk["actions"][~batch.present] = 3, 9.0
+    torch.testing.assert_close(policy.score(batch.having(**junk), {"logp"})["logp"], whole)
+    grads = torch.autograd.grad(whole.sum(), policy.parameters())
+    assert all(g.isfinite().all() for g in grads) and sum(g.abs().sum() for g in grads) > 0
+
+
+@pytest.mark.parametrize("options", LAWED)
+def test_sampling_repeats_bit_for_bit_and_other_seeds_think_otherwise(options):
+    policy = _soft(**options)
+    once, again = _sampled(policy), _sampled(policy)
+    assert all(torch.equal(once[k], again[k]) for k in ("tokens", "slots", "actions", "rollout_logp"))
+    first = once.actions[::2, 0]  # one prompt, three seeds
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+
+
+def test_a_law_by_name(tmp_path):
+    from surefoot import policies
+    from surefoot.errors import InputError
+
+    policy = policies.load("soft-thinking:law=gaussian,sigma=0.2,k=4")
+    table = policy.model.get_input_embeddings().weight
+    scale = float(table.detach().square().mean().sqrt())
+    assert policy.law == GaussianNoise(sigma=0.2, unit=scale) and policy.k == 4
+    policy.save(tmp_path)
+    with torch.no_grad():
+        table.mul_(2)
+    assert policies.load(str(tmp_path)).law == policy.law, "the unit is that of the start"
+    for spec, said in (
+        ("law=gausian", "no noise law 'gausian'; did you mean 'gaussian'?"),
+        ("law=gaussian,released=true", "no option 'released'"),
+        ("sigma=0.2", "no option 'sigma'"),
+        ("law=gaussian,sigma=0", "expected tau, sigma and unit > 0"),
+        ("reduction=meen", "reduction sum or mean"),
+        ("reductoin=mean", "no option 'reductoin'; did you mean 'reduction'?"),
+    ):
+        with pytest.raises(InputError, match="soft-thinking|noise law") as e:
+            policies.load(f"soft-thinking:{spec}")
+        assert said in str(e.value) and "\n" not in str(e.value)
+
+
 def test_it_is_saved_and_loaded(tmp_path):
     from surefoot import policies
     from surefoot.policies import soft_thinking
@@ -175,7 +316,7 @@ def test_it_is_saved_and_loaded(tmp_path):
     policy = soft_thinking.load(None, k=4, tau=0.5)
     policy.save(tmp_path)
     again = policies.load(str(tmp_path))
-    assert (again.k, again.tau, again.kind) == (4, 0.5, "soft-thinking")
+    assert (again.k, again.law, again.kind) == (4, GumbelNoise(tau=0.5), "soft-thinking")
 
 
 def test_the_method_is_grpo():

@@ -15,6 +15,9 @@ The method is GRPO; what is soft is the policy (`policies.soft_thinking`) and it
 are tokens. On policy the score of a slot has mean 0 and variance 1; given the largest slot its mean is the discrete
 score, so that the gradient is the discrete one and noise: unbiased, and of larger variance.
 
+The noise law is a switch of the policy: `--policy soft-thinking:law=gaussian` is the prior work, Gaussian noise on the
+mixture itself, e = sum_i y_i E[i] + sigma eps, whose density N(e; mixture, sigma^2 I) stands in the same ratio.
+
 OUR READING: `sum` over slots is the joint density; the released code takes the mean over slots with log p > -3, and
 holds u in [-1.5, 3] (`--policy soft-thinking:reduction=mean,released=true`), for which E[rho] is not 1. The KL is one
 between Gumbel laws. The paper's batch is 64 prompts and two minibatches; here it is GRPO's 16 and one.
