@@ -229,7 +229,7 @@ def decoder(
     valid: Tensor,
     group: Int[Tensor, "n"],
     fast: bool = True,
-    block: int = 64,
+    block: int = 32,
     dtype: torch.dtype | None = None,
 ) -> _CompiledDecoder | _PackedDecoder | _HuggingFaceDecoder:
     """Rows that continue prompt `group[i]` a token at a time: `first` and `step` give logits [n v], `keep` takes rows.
