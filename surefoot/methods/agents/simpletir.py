@@ -15,6 +15,9 @@ The filter also has a price: void turns are never blamed and wrong answers are, 
 With spoilt replies (`tools:calculator`, lr 1e-4, 60 steps, one seed) they went from 15 % of the trajectories to 53 %,
 and without the filter to 11 %.
 
+At home (a calculator, several turns, a policy that learnt the protocol from demonstrations) pass@1 goes in 60 steps
+from 54.2, 52.6 and 53.1 % to 78.4, 80.1 and 76.6 % (seeds 0 to 2, 512 held-out problems, 20 s of training).
+
 The filter is a `select` part: it comes after the statistics of the groups, and evaluation never sees it. Over-long
 trajectories and groups without contrast are left out besides, as in the authors' code, and all of them from the
 denominator too. Not taken over: dropping groups left with fewer than four trajectories, and drawing more prompts.
