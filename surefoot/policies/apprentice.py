@@ -58,7 +58,7 @@ def new(width: int, layers: int) -> CausalLM:
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 16),
         num_key_value_heads=max(1, width // 16),
-        max_position_embeddings=256,
+        max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=1,

@@ -28,16 +28,22 @@ from surefoot.tasks.base import Problem, TextTask
 from surefoot.tasks.splits import is_held_out
 
 Seed = tuple[int, int]  # of the trajectory, and how many calls it made before
+Talk = list[tuple[str, bool]]  # pieces of a conversation, and whether the policy says them
 
 
 class Tool(Protocol):
-    """Finds calls and answers in a turn, and runs many calls at once; `seeds` are for tools with chance in them."""
+    """Finds calls and answers in a turn, and runs many calls at once; `seeds` are for tools with chance in them.
+
+    `demonstrate` is how a problem is solved with it: what comes after the question.
+    """
 
     def call(self, said: str) -> str | None: ...
 
     def answer(self, said: str) -> str | None: ...
 
     def run(self, calls: Sequence[str], seeds: Sequence[Seed]) -> list[str]: ...
+
+    def demonstrate(self, problem: Problem) -> Talk: ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Python:
 
     limits: sandbox.Limits = field(default_factory=sandbox.Limits)
     _BLOCK = re.compile(r"```(?:py|python)?\n(.*?)\n```", re.S)
+    _SUM = re.compile(r"[-(]*\d+(?:[ ()]*[-+*/][ (]*\d+[ )]*)+")
 
     def call(self, said: str) -> str | None:
         """The last fenced block: ```, ```py or ```python, a line break, anything, a line break, ```."""
@@ -71,6 +78,18 @@ class Python:
             for r in sandbox.run_all(calls, self.limits)
         ]
 
+    def demonstrate(self, problem: Problem) -> Talk:
+        """A program that prints the sum, difference, product or quotient that the question asks for, then the answer.
+
+        Raises:
+            InputError: a question without one.
+        """
+        found = max(self._SUM.findall(problem.question), key=len, default="")
+        if not found:
+            raise InputError(f"tools:python: no demonstration: no sum in the question {problem.question[:60]!r}")
+        program = f"```py\nprint({found.strip()})\n```"
+        return [(program, True), (problem.answer, False), (f"\\boxed{{{problem.answer}}}", True)]
+
 
 @dataclass(frozen=True)
 class Calculator:
@@ -94,6 +113,13 @@ class Calculator:
 
     def run(self, calls: Sequence[str], seeds: Sequence[Seed]) -> list[str]:
         return [self.reply(c, seed) for c, seed in zip(calls, seeds, strict=True)]
+
+    def demonstrate(self, problem: Problem) -> Talk:
+        """Of a sum of three: two calls and the answer, with clean replies."""
+        a, b, c = map(int, problem.question.split("+"))
+        total = str(a + b + c)
+        calls = [(f"[{a}+{b}]", True), (str(a + b), False), (f"[{a + b}+{c}]", True), (total, False)]
+        return [*calls, (f"<answer>{total}</answer>", True)]
 
     def reply(self, expression: str, seed: Seed) -> str:
         """The value, or `error`; spoilt or not is a function of the seed."""
@@ -160,11 +186,10 @@ class ToolTask:
             notes={"completion": told}
         )
 
-    def demonstrations(self, rng: np.random.Generator, count: int) -> list[list[tuple[str, bool]]]:
+    def demonstrations(self, rng: np.random.Generator, count: int) -> list[Talk]:
         """Conversations to learn the protocol from: pieces of text, and whether the policy says them."""
-        if not hasattr(self.inner, "solve"):
-            raise InputError(f"task {self.name!r} has no demonstrations to learn from")
-        return [self.inner.solve(self.train[int(i)]) for i in rng.integers(len(self.train), size=count)]
+        drawn = [self.train[int(i)] for i in rng.integers(len(self.train), size=count)]
+        return [[(self.instruction + p.question, False), *self.tool.demonstrate(p)] for p in drawn]
 
 
 class Sums(TextTask):
@@ -180,19 +205,6 @@ class Sums(TextTask):
         from surefoot.tasks.verifiers import exact
 
         super().__init__("sums", [p for p in problems if not is_held_out(p.question)], held[:512], exact)
-
-    def solve(self, problem: Problem) -> list[tuple[str, bool]]:
-        """Two calls and the answer, with the tool's clean replies."""
-        a, b, c = map(int, problem.question.split("+"))
-        total = str(a + b + c)
-        return [
-            (problem.question, False),
-            (f"[{a}+{b}]", True),
-            (str(a + b), False),
-            (f"[{a + b}+{c}]", True),
-            (total, False),
-            (f"<answer>{total}</answer>", True),
-        ]
 
 
 def calculator(noise: float = 0.3, largest: int = 20, turns: int = 4) -> ToolTask:

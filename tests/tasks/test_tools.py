@@ -139,6 +139,20 @@ def test_sums_are_split_and_demonstrated():
     assert task.tool.answer(said[2]) == str(sum(map(int, talk[0][0].split("+"))))
 
 
+def test_python_is_demonstrated_by_programs_that_run():
+    """Each demonstration, played by the tool: its program prints what comes next, and its last piece is right."""
+    task = tasks.load("tools:python:rg:chain_sum:min_terms=2,max_terms=4,min_digits=1,max_digits=2")
+    talks = task.demonstrations(np.random.default_rng(0), 6)
+    programs = [task.tool.call(talk[1][0]) for talk in talks]
+    outputs = task.tool.run([str(p) for p in programs], [(0, 0)] * len(talks))
+    for talk, output in zip(talks, outputs, strict=True):
+        assert [own for _, own in talk] == [False, True, False, True] and talk[0][0].startswith("Solve the problem.")
+        assert task.tool.answer(talk[1][0]) is None and talk[2][0] == output.strip() == task.tool.answer(talk[3][0])
+    words = tasks.load("tools:python:rg:letter_counting")
+    with pytest.raises(sf.InputError, match="no sum in the question"):
+        words.demonstrations(np.random.default_rng(0), 1)
+
+
 def test_an_apprentice_learns_what_it_says_and_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("SUREFOOT_CACHE", str(tmp_path))
     task = tasks.load("tools:calculator:largest=6")
