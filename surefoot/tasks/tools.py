@@ -87,8 +87,8 @@ class Python:
         found = max(self._SUM.findall(problem.question), key=len, default="")
         if not found:
             raise InputError(f"tools:python: no demonstration: no sum in the question {problem.question[:60]!r}")
-        program = f"```py\nprint({found.strip()})\n```"
-        return [(program, True), (problem.answer, False), (f"\\boxed{{{problem.answer}}}", True)]
+        program, answer = f"```py\nprint({found.strip()})\n```", str(problem.answer)
+        return [(program, True), (answer, False), (f"\\boxed{{{answer}}}", True)]
 
 
 @dataclass(frozen=True)
