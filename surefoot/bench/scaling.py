@@ -34,13 +34,15 @@ MEANING = {
     "length": "tokens of each of 64 completions",
     "vocabulary": "tokens in the vocabulary (the model's own rows, then random ones), 64 completions of 32 tokens",
     "parts": "KL regularizers that all read the reference's column, which is computed once",
-    "judge": "milliseconds that a batch's judge waits for an answer over the network",
-    "judge-ahead": "the same, with the next batch sampled and judged beside the update (`train.ahead=1`)",
+    "judge": "milliseconds that a batch's judge waits for an answer over the network, completions ending as they do",
+    "judge-ahead": "the same, with the next batch judged beside the update (`train.ahead=1`)",
 }
 
 
 def trainer_at(axis: str, value: int, base: Case = BASE) -> Trainer:
     """The trainer of one point of an axis."""
+    if axis.startswith("judge"):
+        base = replace(base, fixed=False)  # nothing suppressed: what the engine says is what the policy would
     if axis == "group":
         return make_trainer(replace(base, group=value), "cpu")
     if axis == "length":

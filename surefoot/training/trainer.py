@@ -127,7 +127,8 @@ class Trainer:
     def _sample_ahead(self) -> None:
         """Let the next step's trajectories be made beside the update, by the policy as it is before it."""
         if self.settings.ahead and self.step < self.settings.steps:
-            self.flight = Flight(self.world(self.step + 1, age=1))
+            with self._seconds.phase("rollout"):
+                self.flight = Flight(self.world(self.step + 1, age=1))
 
     @property
     def moved_reference(self) -> dict[str, Tensor]:

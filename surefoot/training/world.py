@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,6 +49,8 @@ class StepWorld:
         draws: times that requests were drawn.
         temperature: of the last sampling.
         exact: whether `rollout_logp` of what was sampled last is what the policy's `score` would say.
+        sampled: set when what is left of the first sampling waits for others more than it computes: it is being judged,
+            or is played by the task (tools, environments).
     """
 
     policy: Any
@@ -62,6 +65,7 @@ class StepWorld:
     draws: int = 0
     temperature: float = 1.0
     exact: bool = False
+    sampled: threading.Event = field(default_factory=threading.Event)
 
     @property
     def max_new_tokens(self) -> int:
@@ -86,8 +90,11 @@ class StepWorld:
         problems = [self.task.train[r.prompt] for r in requests]
         group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.rollouts for r in requests]))
         seeds = torch.from_numpy(self.rng(1).integers(0, 2**62, len(group)))
+        if hasattr(self.task, "rollout"):
+            self.sampled.set()
         with self.seconds.phase("rollout"):
             batch = play.act(self.policy, self.task, problems, group, seeds, sampling)
+        self.sampled.set()
         with self.seconds.phase("score"):
             batch = play.judged(self.task, problems, torch.tensor([r.prompt for r in requests]), batch)
             batch = batch if "age" in batch else batch.having(age=torch.full_like(batch.prompt, self.age))
@@ -115,6 +122,9 @@ _KEPT = ("step", "age", "tokens", "draws", "temperature", "exact")
 class Flight:
     """A world whose trajectories are being made in a thread of their own, by a copy of the policy as it is now.
 
+    What overlaps the update is what waits. Sampling itself would only compete with it for the same cores (measured:
+    docs/performance.md), so `Flight` returns when the policy has sampled and its text is being judged.
+
     `old_logp` is that copy's: a ratio to it corrects for the updates in between. Where a part weighs by
     `rollout_logp` (`EngineCorrected`), `old_logp` is left to be the learner's.
     """
@@ -122,9 +132,11 @@ class Flight:
     def __init__(self, world: StepWorld):
         self.step = world.step
         world.policy = own_copy(world.policy)
-        pool = ThreadPoolExecutor(1, "surefoot-ahead")
+        threads = max(1, torch.get_num_threads() // 2)  # two full sets would keep each other from their cores
+        pool = ThreadPoolExecutor(1, "surefoot-ahead", torch.set_num_threads, (threads,))
         self._made: Future[Made] = pool.submit(_fly, world)
         pool.shutdown(wait=False)
+        world.sampled.wait()
 
     def land(self) -> Made:
         """Wait for it; an error in it is raised here."""
@@ -149,7 +161,10 @@ class Flight:
 
 
 def _fly(world: StepWorld) -> Made:
-    batch, readers = world.make(), world.method.readers(*UPDATE_SLOTS)
+    try:
+        batch, readers = world.make(), world.method.readers(*UPDATE_SLOTS)
+    finally:
+        world.sampled.set()
     if "old_logp" in readers and "rollout_logp" not in readers:
         if world.exact:
             return world, batch.having(old_logp=batch.rollout_logp)
