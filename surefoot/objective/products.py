@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from surefoot.errors import InputError
-
 FEW = 12  # rows from which oneDNN's product is worth its longer call
 SMALL = 1 << 18  # numbers in a weight that the caches hold, so that a call's own cost is what counts
 
@@ -95,12 +93,7 @@ class Frozen:
 
     Args:
         rows: about how many rows the products will have.
-        dtype: of the products' operands; the results are in the weight's own. bfloat16 halves what is read, int8
-            quarters it: each output of the weight and each row of `x` on a scale of its own, so that no row's result
-            depends on another's.
-
-    Raises:
-        InputError: int8 products, where this torch has none.
+        dtype: of the products' operands (bfloat16 halves what is read); the results are in the weight's own.
     """
 
     def __init__(
@@ -111,11 +104,9 @@ class Frozen:
         dtype: torch.dtype = torch.float32,
     ):
         self.width, self.dtype = weight.shape[1], dtype
-        self.bias = None if bias is None else bias.to(dtype if dtype.is_floating_point else bias.dtype).contiguous()
+        self.bias = None if bias is None else bias.to(dtype).contiguous()
         self.plain, self.packed = weight, None
-        if dtype == torch.int8:
-            self.plain, (self.packed, self.scale) = None, _eight_bits(weight, rows)
-        elif available(weight) and _reorder is not None:
+        if available(weight) and _reorder is not None:
             self.packed = _reorder(weight.to(dtype), rows)
             if weight.numel() > SMALL or dtype != weight.dtype:
                 self.plain = None
@@ -124,33 +115,4 @@ class Frozen:
         """`x W^T + b`."""
         if self.packed is None or self.plain is not None and len(x) < FEW:
             return F.linear(x, self.plain, self.bias)  # pyright: ignore[reportArgumentType]
-        if self.dtype == torch.int8:
-            y = _eight_bit_product(x, self.packed, self.scale)
-            return y if self.bias is None else y.add_(self.bias)
         return _linear(x.to(self.dtype), self.packed, self.bias, "none", [], "").to(x.dtype)
-
-
-MIDDLE, LARGEST = 128, 127  # oneDNN's fast kernel takes unsigned numbers on the left and signed ones on the right
-
-
-def _eight_bits(weight: Float[Tensor, "n k"], rows: int) -> tuple[Tensor, Float[Tensor, "n"]]:
-    if not hasattr(torch.ops.onednn, "qlinear_prepack") or not available(weight):
-        raise InputError("engine in torch.int8: this torch has no int8 products (oneDNN's qlinear)")
-    scale = _scale(weight)
-    whole = (weight / scale).round_().to(torch.int8)
-    return torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]]), scale[:, 0].contiguous()
-
-
-def _eight_bit_product(x: Float[Tensor, "s k"], packed: Tensor, scale: Float[Tensor, "n"]) -> Float[Tensor, "s n"]:
-    own = _scale(x)
-    whole = (x / own).round_().add_(MIDDLE).to(torch.uint8)
-    zero = torch.zeros(len(scale), dtype=torch.int32)
-    y = torch.ops.onednn.qlinear_pointwise(
-        whole, 1.0, MIDDLE, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return y.mul_(own)
-
-
-def _scale(x: Float[Tensor, "s k"]) -> Float[Tensor, "s 1"]:
-    """What one unit of each row's whole numbers stands for."""
-    return x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) / LARGEST

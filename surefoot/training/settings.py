@@ -22,8 +22,8 @@ class Settings:
         micro_tokens: tokens (prompt and response) in one forward and backward pass; a larger minibatch is accumulated.
         engine_logp: take the engine's log-probabilities for `old_logp` where the policy has not moved and nothing
             was truncated, instead of a second forward pass.
-        engine_dtype: of the products in sampling (and evaluation): `float32`, or `bfloat16` or `int8`, which sample
-            faster from a slightly different policy; `EngineCorrected` surrogates correct for it.
+        engine_dtype: of the products in sampling (and evaluation): `float32`, or `bfloat16`, which samples faster from
+            a slightly different policy; `EngineCorrected` surrogates correct for it.
         ahead: 1 samples the next batch beside the update of this one, from the policy before that update (one step off
             policy; `old_logp` is then the sampling policy's, so that ratios correct for it). It pays where sampling
             waits for something (tools, sandboxes, a judge over the network); 0 samples after the update.
@@ -62,7 +62,7 @@ class Settings:
         schedules = ("constant", "linear", "cosine")
         if self.schedule not in schedules:
             raise InputError(f"train.schedule: {self.schedule!r}{nearest(self.schedule, schedules)}")
-        dtypes = ("float32", "bfloat16", "int8")
+        dtypes = ("float32", "bfloat16")
         if self.engine_dtype not in dtypes:
             raise InputError(f"train.engine_dtype: {self.engine_dtype!r}{nearest(self.engine_dtype, dtypes)}")
         if self.ahead not in (0, 1):

@@ -56,18 +56,15 @@ def test_a_frozen_weight(size, rows):
 
 
 @needs_onednn
-@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.int8, 7)])
-def test_a_frozen_weight_of_fewer_bits(dtype, bits):
-    """Within the rounding of its operands, the bias whole; so for a row of zeros, and for one beside large ones."""
+def test_a_frozen_weight_in_bfloat16():
+    """Within the rounding of its operands; so for a row of zeros, and for one beside large ones."""
     torch.manual_seed(3)
     w, b, x = torch.randn(300, 96), torch.randn(300), torch.randn(32, 96)
     x[0], x[1] = 0.0, 1e3 * x[1]
-    found, exact = Frozen(w, b, dtype=dtype)(x), F.linear(x, w, b)
+    found, exact = Frozen(w, b, dtype=torch.bfloat16)(x), F.linear(x, w, b)
     error = (found - exact).norm(dim=1) / (exact - b).norm(dim=1).clamp_min(1e-6)
-    assert 2.0**-bits / 8 < error[1:].mean() < 2.0**-bits * 2
-    assert (found[0] - b).abs().max() <= (2.0**-8 * b.abs().max() if dtype == torch.bfloat16 else 0)
-    if dtype == torch.int8:
-        assert torch.equal(Frozen(w, b, dtype=dtype)(x[5:6]), found[5:6]), "no row knows of the others"
+    assert 2.0**-11 < error[1:].mean() < 2.0**-7
+    assert (found[0] - b).abs().max() <= 2.0**-8 * b.abs().max()
 
 
 @needs_onednn

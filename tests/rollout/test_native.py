@@ -148,13 +148,12 @@ def test_a_prefix_can_branch(llama, prompts):
 
 
 @pytest.mark.skipif(not products.available(torch.zeros(1, 1)), reason="this torch has no oneDNN")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-def test_an_engine_in_fewer_bits_is_near_and_says_so(dtype, prompts):
+def test_an_engine_in_bfloat16_is_near_and_says_so(prompts):
     """Its log-probabilities are of its own distribution, near the model's; a surrogate can correct for the rest."""
     policy = tiny_policy()
     group, seeds = torch.zeros(64, dtype=torch.long), torch.arange(64)
     assert policy.engine_exact
-    policy.engine_dtype = dtype
+    policy.engine_dtype = torch.bfloat16
     assert not policy.engine_exact
     batch = policy.sample(["say 7"], group, seeds, Sampling(max_new_tokens=12))
     with torch.no_grad():
@@ -165,5 +164,5 @@ def test_an_engine_in_fewer_bits_is_near_and_says_so(dtype, prompts):
     assert torch.allclose(factor[batch.mask], gap.exp().clamp(max=2.0))
     for odd in (dict(fast=False), dict()):
         model = tiny_llama().double() if not odd else tiny_llama()
-        with pytest.raises(InputError, match=f"engine in {dtype}"):
-            native.decoder(model, *prompts, torch.arange(4), dtype=dtype, **odd)
+        with pytest.raises(InputError, match="engine in torch.bfloat16"):
+            native.decoder(model, *prompts, torch.arange(4), dtype=torch.bfloat16, **odd)
