@@ -16,10 +16,10 @@ With spoilt replies (`tools:calculator`, lr 1e-4, 60 steps, one seed) they went 
 and without the filter to 11 %.
 
 At home (a calculator, several turns, a policy that learnt the protocol from demonstrations) pass@1 goes in 60 steps
-from 54.2, 52.6 and 53.1 % to 78.4, 80.1 and 76.6 % (seeds 0 to 2, 512 held-out problems, 20 s of training). With the
-sandboxed interpreter (`--policy apprentice:steps=300 --task tools:python:rg:chain_sum:min_terms=2,max_terms=3,...`, one-
-and two-digit numbers, 128 completions a step, 25 steps) it hardly moves: 61.1, 58.4, 62.1 % to 62.5, 61.5, 62.7 % at a
-rate of 1e-4, and falls to 44.3, 53.7, 57.6 % at 3e-4 with half the batch; what it gets wrong is copying the numbers.
+from 54.2, 52.6 and 53.1 % to 78.4, 80.1 and 76.6 % (seeds 0 to 2, 512 held-out problems, 20 s of training). In
+the sandboxed interpreter (`--policy apprentice:steps=300 --task tools:python:rg:chain_sum`, 2 or 3 terms, small ones)
+25 steps of 128 completions hardly move it: 61.1, 58.4 and 62.1 % go to 62.5, 61.5 and 62.7 % at a rate of 1e-4, and to
+44.3, 53.7 and 57.6 % at 3e-4 with half the batch. What it gets wrong is copying the question's numbers.
 
 The filter is a `select` part: it comes after the statistics of the groups, and evaluation never sees it. Over-long
 trajectories and groups without contrast are left out besides, as in the authors' code, and all of them from the
