@@ -148,8 +148,8 @@ class Gym:
         """The environment has paid already."""
         return rollouts
 
-    def pictures(self, policy: Any, folder: Path) -> None:
-        """What the policy sees, does and earns in one held-out episode."""
+    def pictures(self, policy: Any, folder: Path, when: str) -> None:
+        """What the policy sees, does and earns in one held-out episode: `episode_<when>.png`."""
         from matplotlib.figure import Figure
 
         zero = torch.zeros(1, dtype=torch.long)
@@ -168,7 +168,7 @@ class Gym:
         axes[0].set_title(f"{self.env}: one held-out episode, return {float(earned[-1]):.4g}")
         axes[-1].set_xlabel("step")
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / "one_episode.png", dpi=110)
+        figure.savefig(folder / f"episode_{when}.png", dpi=110)
 
 
 class _Whole:

@@ -205,6 +205,8 @@ def _run(trainer: Trainer, run: Run, progress: bool, report: bool) -> Result:
         f" -> {run.folder}"
     )
     before = _final_evaluation(trainer, run, "before", say) if trainer.step == 0 else _known(run, "before")
+    if trainer.step == 0:
+        _draw(trainer, run)
     spent, saved_at = 0.0, time.monotonic()
     try:
         with _interruptible() as stop, live:
@@ -234,14 +236,19 @@ def _run(trainer: Trainer, run: Run, progress: bool, report: bool) -> Result:
         raise Interrupted(f"interrupted after step {trainer.step}; go on with: surefoot train --resume {run.folder}")
     after = _final_evaluation(trainer, run, "after", say)
     run.event(trainer.step, "end", f"trained for {spent:.1f} s", seconds=round(spent, 1))
-    draw = getattr(trainer.task, "pictures", None)
-    if draw:
-        draw(trainer.policy, run.folder / "pictures")
+    _draw(trainer, run)
     if report:
         from surefoot.report import report as write_report
 
         write_report([run.folder], run.folder / "report.html")
     return Result(run.folder, before, after, spent, trainer.policy)
+
+
+def _draw(trainer: Trainer, run: Run) -> None:
+    """What people would look at, where the task draws it: PNG files that the report shows."""
+    draw = getattr(trainer.task, "pictures", None)
+    if draw:
+        draw(trainer.policy, run.folder / "pictures", f"step_{trainer.step:06d}")
 
 
 def _save(trainer: Trainer, run: Run, folder: Path) -> Path:

@@ -186,5 +186,7 @@ def test_digits_judge_and_measure_diversity(tmp_path, monkeypatch):
     record = mean_rewards([judged], 1) | task.summarise([judged], 1)
     assert record["headline"] == "classifier" and record["classifier"] > 0.85 and "classifier_interval" in record
     assert record["diversity"] == pytest.approx(1, abs=0.05)
+    assert 0.9 < record["second_classifier"] <= 1, "it knows the data too"
+    assert not torch.equal(task.classifier, task.second_classifier)
     same = judged.having(actions=images[labels == 3][:1, None].expand(400, 1, 64))
     assert task.summarise([same], 1)["diversity"] < 1e-3

@@ -208,4 +208,5 @@ def test_a_run_learns_and_resumes_bit_for_bit(cache, tmp_path):
     assert lines[0] == lines[1]
     for a, b in zip(whole.policy.model.state_dict().values(), half.policy.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    assert (tmp_path / "whole" / "pictures" / "one_episode.png").is_file()
+    drawn = {p.name for p in (tmp_path / "whole" / "pictures").iterdir()}
+    assert len(drawn) == 2 and "episode_step_000000.png" in drawn, "before and after"
