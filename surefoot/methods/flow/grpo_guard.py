@@ -15,9 +15,9 @@ OUR READING: the division by dt, which one public port leaves out, is part of th
 policy gradients over noise conditions"); and e, for which no default could be had, is .003, the scale of the drift of
 log r~ over a few epochs on the 64 entries of the claim and of the digits.
 
-At home 300 steps take the classifier that pays from .76, .77 and .76 to .97, .92 and .98 (seeds 0 to 2), and one that was
-fitted on other images from .74, .74 and .76 to .84, .76 and .76: most of the gain is over-optimization, and the pictures
-of the run (before and after) show strokes giving way to specks. The regulated clip bounds a step, not a run.
+At home 300 steps take the classifier that pays from .76, .77 and .76 to .97, .92 and .98 (seeds 0 to 2), and one that
+was fitted on other images from .74, .74 and .76 to .84, .76 and .76: most of the gain is over-optimization, and the
+pictures of the run (before and after) show strokes giving way to specks. The clip bounds a step, not a run.
 """
 
 from surefoot.method import Home, Paper, Update
