@@ -41,18 +41,14 @@ MEANING = {
 
 def trainer_at(axis: str, value: int, base: Case = BASE) -> Trainer:
     """The trainer of one point of an axis."""
-    if axis.startswith("judge"):
-        base = replace(base, fixed=False)  # nothing suppressed: what the engine says is what the policy would
     if axis == "group":
         return make_trainer(replace(base, group=value), "cpu")
     if axis == "length":
         return make_trainer(replace(base, limit=value), "cpu")
+    if axis in ("judge", "judge-ahead"):
+        # Nothing is suppressed, so that what the engine says is what the policy would.
+        return _waiting(make_trainer(replace(base, fixed=False), "cpu"), value / 1000, int(axis == "judge-ahead"))
     trainer = make_trainer(base, "cpu")
-    if axis.startswith("judge"):
-        plain = trainer.task
-        task = TextTask(plain.name, plain.train, plain.heldout, Waiting(value / 1000), plain.max_new_tokens)
-        ahead = int(axis == "judge-ahead")
-        return Trainer(trainer.policy, task, trainer.method, replace(trainer.settings, ahead=ahead, steps=10**6))
     if axis == "parts":
         kl = KL(k3, base.beta / value)
         trainer.method = replace(trainer.method, regularizers=(kl,) * value)
@@ -70,6 +66,12 @@ class Waiting:
     def __call__(self, completions: Sequence[str], answers: Sequence[str]) -> list[float]:
         time.sleep(self.seconds)
         return trivial_reward(completions)
+
+
+def _waiting(trainer: Trainer, seconds: float, ahead: int) -> Trainer:
+    plain = trainer.task
+    task = TextTask(plain.name, plain.train, plain.heldout, Waiting(seconds), plain.max_new_tokens)
+    return Trainer(trainer.policy, task, trainer.method, replace(trainer.settings, ahead=ahead, steps=10**6))
 
 
 def curve(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ class Sampling:
         if self.max_new_tokens < 1:
             raise InputError(f"sampling: max_new_tokens={self.max_new_tokens}, expected at least 1")
 
+    @cached_property
+    def suppressed(self) -> Int[Tensor, "k"]:
+        """`suppress`, for every step's indexing."""
+        return torch.tensor(self.suppress, dtype=torch.long)
+
     @property
     def truncates(self) -> bool:
         """Whether some tokens have probability zero that the policy gives more."""
@@ -58,7 +64,7 @@ def log_distribution(logits: Float[Tensor, "b v"], sampling: Sampling) -> Float[
     """Log-probabilities of the sampling distribution, float32; -inf on the tokens that truncation removed."""
     logits = logits.float()
     if sampling.suppress:
-        logits = logits.index_fill(-1, torch.tensor(sampling.suppress, device=logits.device), -torch.inf)
+        logits = logits.index_fill(-1, sampling.suppressed.to(logits.device), -torch.inf)
     if sampling.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
@@ -105,16 +111,13 @@ def draw(logp: Float[Tensor, "b v"], u: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
 
 
 def sampled(
-    logits: Float[Tensor, "b v"], u: Float[Tensor, "b"], sampling: Sampling, banned: Int[Tensor, "k"]
+    logits: Float[Tensor, "b v"], u: Float[Tensor, "b"], sampling: Sampling
 ) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:
-    """The token at quantile `u` (float64) of each row's sampling distribution, and its log-probability there.
-
-    `banned` are the tokens of `sampling.suppress`.
-    """
+    """The token at quantile `u` (float64) of each row's sampling distribution, and its log-probability there."""
     whole = sampling.temperature > 0 and not (sampling.top_p < 1 or sampling.top_k or sampling.min_p)
     if whole and kernels.applies(logits):
-        if len(banned):
-            logits = logits.index_fill(-1, banned, -torch.inf)
+        if sampling.suppress:
+            logits = logits.index_fill(-1, sampling.suppressed, -torch.inf)
         return kernels.draw(logits, u, sampling.temperature)
     logp = log_distribution(logits, sampling)
     token = draw(logp, u)
@@ -176,16 +179,15 @@ def continued(
     stops[list(stop)] = True
     u = uniforms(seeds.to(device), limit, offset).t().contiguous()
     rows = torch.arange(count, device=device)  # of the table, behind each row of the decoder
-    banned = torch.tensor(sampling.suppress, dtype=torch.long, device=device)
-    moved = False  # no row has left yet
     done = torch.zeros(count, dtype=torch.bool, device=device)
     for t in range(limit):
-        token, logp = sampled(logits, u[t].index_select(0, rows) if moved else u[t], sampling, banned)
-        if moved:
+        whole = len(rows) == count  # no row has left yet: nothing to look up
+        token, logp = sampled(logits, u[t] if whole else u[t].index_select(0, rows), sampling)
+        if whole:
+            out_tokens[t], out_logp[t] = token, logp
+        else:
             out_tokens[t].index_copy_(0, rows, token)
             out_logp[t].index_copy_(0, rows, logp)
-        else:
-            out_tokens[t], out_logp[t] = token, logp
         ended = stops.index_select(0, token)
         if ended.any():
             length[rows[ended & ~done]] = t + 1
@@ -196,7 +198,6 @@ def continued(
             kept = _seats(done, alive)
             if len(kept) < len(rows):
                 engine.keep(kept)
-                moved = True
                 rows, token, done = rows[kept], token[kept], done[kept]
         if t < limit - 1:
             logits = engine.step(token)

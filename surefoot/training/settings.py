@@ -24,9 +24,9 @@ class Settings:
             was truncated, instead of a second forward pass.
         engine_dtype: of the products in sampling (and evaluation): `float32`, or `bfloat16`, which samples faster from
             a slightly different policy; `EngineCorrected` surrogates correct for it.
-        ahead: 1 samples the next batch beside the update of this one, from the policy before that update (one step off
-            policy; `old_logp` is then the sampling policy's, so that ratios correct for it). It pays where sampling
-            waits for something (tools, sandboxes, a judge over the network); 0 samples after the update.
+        ahead: 1 samples the next batch before the update of this one and judges it beside that update (one step off
+            policy; `old_logp` is then the sampling policy's, so that ratios correct for it). It pays where something
+            waits (tools, sandboxes, a judge over the network); 0 samples after the update.
         eval_every: steps between held-out evaluations; 0 for none.
         eval_problems: held-out problems in each of them, one sample each.
         final_problems, final_samples: held-out problems and samples of the evaluation before and after; 0 for none.

@@ -83,7 +83,7 @@ class Trainer:
     def _check_ahead(self) -> None:
         if not self.settings.ahead:
             return
-        if getattr(self.method.rollout, "moves_policy", False):
+        if any(getattr(part, "moves_policy", False) for _, part in self.method.rollout.inside()):
             raise InputError("train.ahead=1: rollout.starts changes the policy that samples; expected train.ahead=0")
         if not {"old_logp", "rollout_logp"} & set(self.method.readers(*UPDATE_SLOTS)):
             raise InputError(
@@ -128,7 +128,7 @@ class Trainer:
         """Let the next step's trajectories be made beside the update, by the policy as it is before it."""
         if self.settings.ahead and self.step < self.settings.steps:
             with self._seconds.phase("rollout"):
-                self.flight = Flight(self.world(self.step + 1, age=1))
+                self.flight = Flight.of(self.world(self.step + 1, age=1))
 
     @property
     def moved_reference(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -119,24 +119,30 @@ Made = tuple[StepWorld, Rollouts]
 _KEPT = ("step", "age", "tokens", "draws", "temperature", "exact")
 
 
+@dataclass(frozen=True)
 class Flight:
     """A world whose trajectories are being made in a thread of their own, by a copy of the policy as it is now.
 
     What overlaps the update is what waits. Sampling itself would only compete with it for the same cores (measured:
-    docs/performance.md), so `Flight` returns when the policy has sampled and its text is being judged.
+    docs/performance.md), so `of` returns when the policy has sampled and its text is being judged.
 
     `old_logp` is that copy's: a ratio to it corrects for the updates in between. Where a part weighs by
     `rollout_logp` (`EngineCorrected`), `old_logp` is left to be the learner's.
     """
 
-    def __init__(self, world: StepWorld):
-        self.step = world.step
+    step: int
+    _made: Future[Made]
+
+    @classmethod
+    def of(cls, world: StepWorld) -> Flight:
+        """Take off."""
         world.policy = own_copy(world.policy)
         threads = max(1, torch.get_num_threads() // 2)  # two full sets would keep each other from their cores
         pool = ThreadPoolExecutor(1, "surefoot-ahead", torch.set_num_threads, (threads,))
-        self._made: Future[Made] = pool.submit(_fly, world)
+        flight = cls(world.step, pool.submit(_fly, world))
         pool.shutdown(wait=False)
         world.sampled.wait()
+        return flight
 
     def land(self) -> Made:
         """Wait for it; an error in it is raised here."""
@@ -152,12 +158,9 @@ class Flight:
     @classmethod
     def restored(cls, plain: dict[str, Any], world: StepWorld) -> Flight:
         """The flight that `plain` was of; `world` lends the policy, task and method."""
-        flight, flight._made = cls.__new__(cls), Future()
-        for name in _KEPT:
-            setattr(world, name, plain[name])
-        flight.step = world.step
-        flight._made.set_result((world, Rollouts(**plain["batch"])))
-        return flight
+        made: Future[Made] = Future()
+        made.set_result((replace(world, **{n: plain[n] for n in _KEPT}), Rollouts(**plain["batch"])))
+        return cls(plain["step"], made)
 
 
 def _fly(world: StepWorld) -> Made:

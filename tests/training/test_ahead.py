@@ -15,6 +15,7 @@ from surefoot.methods.rlvr.reinforce import REINFORCE
 from surefoot.objective.surrogates import Clip, EngineCorrected, PolicyGradient
 from surefoot.rollout.prompts import Uniform
 from surefoot.rollout.stages import Stages
+from surefoot.rollout.store import Replay
 from surefoot.training import checkpoint
 from surefoot.training.settings import Settings
 from surefoot.training.trainer import Trainer
@@ -130,7 +131,11 @@ def test_an_error_of_a_batch_that_is_made_ahead_is_raised_at_its_step():
 
 @pytest.mark.parametrize(
     ("method", "said"),
-    [(REINFORCE, "nothing in 'reinforce' corrects"), (METHOD.but(rollout=Stages()), "changes the policy")],
+    [
+        (REINFORCE, "nothing in 'reinforce' corrects"),
+        (METHOD.but(rollout=Stages()), "changes the policy"),
+        (METHOD.but(rollout=Replay(of=Stages())), "changes the policy"),
+    ],
 )
 def test_what_cannot_be_corrected_is_refused(method, said):
     with pytest.raises(InputError, match=said):
